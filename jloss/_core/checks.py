@@ -1,0 +1,64 @@
+"""Checks of values: asked for by `checked`, and otherwise not in the program at all."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+import chex
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.experimental import checkify
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+# A user context is part of jit's key: a checked step is a compilation of its own, and an
+# unchecked one holds no trace of a check (one left in costs every call jit's fast dispatch).
+_checking = jax.make_user_context(False)
+
+
+def nan_unless(ok: Array, values: Array, message: str) -> Array:
+    """The values, NaN in value and gradient where not `ok`; an error under `checked`."""
+    if _checking.value:
+        checkify.check(jnp.all(ok), message)
+    return values * jnp.where(ok, 1.0, jnp.nan).astype(values.dtype)
+
+
+def checked(step: Callable[P, T]) -> Callable[P, T]:
+    """`step` with checks of values on: bad data raises, and the error names the argument.
+
+    A label out of range, a probability outside [0, 1] or a class mask that hides the label gives
+    NaN in value and gradient of its own entry; under `checked` it gives an error that says which
+    argument was wrong. Value assertions of chex within `step` are on as well.
+
+    Args:
+        step: a function, outermost (jitted or not; `grad`, `vmap` and `scan` go inside).
+
+    Returns:
+        A function of the same arguments and results, compiled apart and slower.
+
+    Raises:
+        ValueError: (when called) for the first check that fails.
+
+    >>> import jax, jax.numpy as jnp, jloss
+    >>> step = jax.jit(jax.grad(lambda logits, labels: jloss.mean(
+    ...     jloss.softmax_cross_entropy_with_integer_labels(logits, labels))))
+    >>> step(jnp.zeros((1, 2)), jnp.array([-100]))
+    Array([[nan, nan]], dtype=float32)
+    >>> jloss.checked(step)(jnp.zeros((1, 2)), jnp.array([-100]))  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ...
+    jax...JaxRuntimeError: `labels` should lie in [0, 2)...
+    """
+
+    chexified = chex.chexify(step, async_check=False)
+
+    @functools.wraps(step)
+    def run(*args: P.args, **kwargs: P.kwargs) -> T:
+        with _checking(True):
+            return chexified(*args, **kwargs)
+
+    return run
