@@ -1,0 +1,362 @@
+"""Losses between logits and classes."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jloss._core.checks import nan_unless
+from jloss._core.inputs import (
+    Axis,
+    align,
+    blank,
+    canonical_axis,
+    expect_shape,
+    floats,
+    hyperparameter,
+    integers,
+    masks,
+    paired,
+    probable,
+    without,
+)
+from jloss._core.numerics import first_largest, is_label, lean, pick, product, softmax_surprise
+from jloss.reduction import R, Reduction, each, finish
+
+if TYPE_CHECKING:
+    from jax import Array
+    from jaxtyping import ArrayLike, Bool, Float, Int, Real
+
+
+def softmax_cross_entropy(
+    logits: Float[ArrayLike, "*batch classes"],
+    labels: Real[ArrayLike, "*batch classes"],
+    axis: Axis = -1,
+    where: Bool[ArrayLike, "..."] | None = None,
+    *,
+    weights: Real[ArrayLike, "..."] | None = None,
+    reduction: Reduction[R] = each,
+) -> R:
+    r"""Rewards probability on the classes in proportion to the labels' distribution over them.
+
+    $$\ell = -\sum_j y_j \log \operatorname{softmax}(x)_j$$
+
+    Exact for confident rows, where log-sum-exp less logit cancels. A logit of -inf forbids a class:
+    the loss is infinite, with a finite gradient, if the labels give it any weight, and untouched
+    otherwise.
+
+    Args:
+        logits: $x$, any shape.
+        labels: $y$, of the same shape: probabilities, which sum to 1 along `axis` (that they do is
+            not checked).
+        axis: the axes along which the classes lie; None for all.
+        where, weights, reduction: as in every loss, see `jloss.reduction`. `where` over `axis`
+            deletes classes.
+
+    Returns:
+        The shape of the logits without `axis`, unless `reduction` says otherwise.
+
+    Raises:
+        ValueError: for shapes that differ.
+        TypeError: for logits that are not floating.
+
+    A label outside [0, 1] gives NaN, in value and gradient of its own row.
+
+    Differs from optax: a confident row keeps its digits; no NaN at a logit of -inf; float32 results
+    for half-precision inputs; no silent broadcast.
+
+    References:
+        Cox, "The Regression Analysis of Binary Sequences", Journal of the Royal Statistical
+        Society B, 1958. Bridle, "Probabilistic Interpretation of Feedforward Classification
+        Network Outputs", Neurocomputing, 1990.
+
+    >>> logits = jnp.array([[0.0, 0.0], [20.0, 0.0]])
+    >>> losses = softmax_cross_entropy(logits, jnp.array([[0.5, 0.5], [1.0, 0.0]]))
+    >>> print([f"{loss:.3g}" for loss in losses])
+    ['0.693', '2.06e-09']
+    """
+    axis = canonical_axis(axis, np.ndim(logits))
+    expect_shape("labels", jnp.asarray(labels), np.shape(logits))
+    classes, rows = masks(where, weights, np.shape(logits), axis)
+
+    @lean
+    def formula(x, y):
+        x, y = floats(logits=x, labels=y)
+        x, y = blank(x, classes, -jnp.inf), blank(y, classes)
+        x, y = blank(x, rows, axis=axis), blank(y, rows, axis=axis)
+        top = first_largest(x, axis, jnp.int32)
+        surprise, _ = softmax_surprise(x, top, axis)
+        behind = jnp.expand_dims(pick(x, top, axis), axis) - x
+        behind = jnp.where(is_label(x, top, axis), 0, behind)  # or the slopes of a - a would round
+        values = jnp.sum(product(y, jnp.expand_dims(surprise, axis) + behind), axis)
+        return values, jnp.all(probable(y, labels), axis)
+
+    values, ok = formula(jnp.asarray(logits), jnp.asarray(labels))
+    values = nan_unless(ok, values, "`labels` should be probabilities, in [0, 1]")
+    return finish(values, reduction, where=rows, weights=weights)
+
+
+def softmax_cross_entropy_with_integer_labels(
+    logits: Float[ArrayLike, "*batch classes"],
+    labels: Int[ArrayLike, "*batch"],
+    axis: Axis = -1,
+    where: Bool[ArrayLike, "..."] | None = None,
+    *,
+    label_smoothing: Real[ArrayLike, ""] | None = None,
+    class_weights: Real[ArrayLike, "classes"] | None = None,
+    z_loss: Real[ArrayLike, ""] | None = None,
+    weights: Real[ArrayLike, "..."] | None = None,
+    reduction: Reduction[R] = each,
+) -> R:
+    r"""Rewards probability on the labelled class: the negative log-likelihood of the label.
+
+    $$\ell = -\log \operatorname{softmax}(x)_y$$
+
+    Exact for confident rows, where log-sum-exp less logit cancels, and never a one-hot array. A
+    logit of -inf forbids a class: the loss is infinite, with a finite gradient, if it is the label.
+
+    Args:
+        logits: $x$, any shape.
+        labels: $y$, class numbers from 0, of the shape of the logits without `axis`. Where several
+            axes hold the classes, the flat index into them. Labels that mark padding (-100, -1)
+            have to be deleted: `where=labels != -100`.
+        axis: the axes along which the classes lie.
+        label_smoothing: $\alpha$ in [0, 1], the share of the label that is spread evenly over the
+            classes (those that `where` leaves): adds $\alpha (x_y - \bar x)$.
+        class_weights: a weight for each class, which multiplies the weight of the entries it
+            labels, and so enters the denominator of `mean`.
+        z_loss: the factor of $(\log \sum_j e^{x_j})^2$, which is added (`z_loss` gives it apart).
+        where, weights, reduction: as in every loss, see `jloss.reduction`. `where` over `axis`
+            deletes classes.
+
+    Returns:
+        The shape of the labels, unless `reduction` says otherwise.
+
+    Raises:
+        ValueError: for labels whose shape is not that of the logits without `axis`.
+        TypeError: for logits that are not floating or labels that are not integers.
+
+    A label outside [0, classes), or one that a class mask hides, gives NaN, in value and gradient
+    of its own row.
+
+    Differs from optax: labels below 0 do not count from the end; a class mask that hides the label
+    is NaN, not a negative loss; a confident row keeps its digits; float32 results for
+    half-precision inputs.
+
+    References:
+        Cox, "The Regression Analysis of Binary Sequences", Journal of the Royal Statistical
+        Society B, 1958. Label smoothing: Szegedy, Vanhoucke, Ioffe, Shlens and Wojna, "Rethinking
+        the Inception Architecture for Computer Vision", CVPR 2016. z-loss: Chowdhery et al.,
+        "PaLM: Scaling Language Modeling with Pathways", JMLR 2023.
+
+    >>> logits = jnp.array([[0.0, 0.0, 0.0], [20.0, 0.0, 0.0]])
+    >>> losses = softmax_cross_entropy_with_integer_labels(logits, jnp.array([2, 0]))
+    >>> print([f"{loss:.3g}" for loss in losses])
+    ['1.1', '4.12e-09']
+    """
+    axis, y = canonical_axis(axis, np.ndim(logits)), integers("labels", labels)
+    expect_shape("labels", y, without(np.shape(logits), axis))
+    sizes = tuple(np.shape(logits)[a] for a in axis)
+    ok = (y >= 0) & (y < math.prod(sizes))
+    y = jnp.where(ok, y, 0)
+    if class_weights is not None:
+        weights = _times_class_weight(weights, class_weights, sizes, y, ok)
+    classes, rows = masks(where, weights, np.shape(logits), axis)
+
+    @lean
+    def formula(x):
+        (x,) = floats(logits=x)
+        x = blank(blank(x, classes, -jnp.inf), rows, axis=axis)
+        values, logsumexp = softmax_surprise(x, y, axis)
+        if label_smoothing is not None:
+            share = hyperparameter("label_smoothing", label_smoothing, values)
+            values += share * (pick(x, y, axis) - jnp.mean(x, axis, where=classes))
+        if z_loss is not None:
+            values += hyperparameter("z_loss", z_loss, values) * logsumexp**2
+        return values
+
+    values = formula(jnp.asarray(logits))
+    if classes is not None:
+        ok &= jnp.any(is_label(classes, y, axis) & classes, axis)
+    ok = ok if rows is None else ok | ~rows
+    values = nan_unless(ok, values, f"`labels` should lie in [0, {math.prod(sizes)}) and be there")
+    return finish(values, reduction, where=rows, weights=weights)
+
+
+def _times_class_weight(
+    weights: ArrayLike | None,
+    class_weights: ArrayLike,
+    sizes: tuple[int, ...],
+    labels: Array,
+    known: Array,
+) -> Array:
+    """The weights of the entries times those of their labels; an unknown label has weight 1."""
+    by_class = jnp.asarray(class_weights).astype(float)
+    expect_shape("class_weights", by_class, sizes)
+    by_class = by_class.reshape((1,) * labels.ndim + (-1,))
+    of_label = jnp.where(known, pick(by_class, labels, (labels.ndim,)), 1)
+    if weights is None:
+        return of_label
+    return of_label * align("weights", weights, labels.shape).astype(of_label.dtype)
+
+
+def z_loss(
+    logits: Float[ArrayLike, "*batch classes"],
+    axis: Axis = -1,
+    where: Bool[ArrayLike, "..."] | None = None,
+    *,
+    weights: Real[ArrayLike, "..."] | None = None,
+    reduction: Reduction[R] = each,
+) -> R:
+    r"""Rewards logits that are log-probabilities already: keeps the softmax's normaliser near 1.
+
+    $$\ell = \Big(\log \sum_j e^{x_j}\Big)^2$$
+
+    Usually added to a cross-entropy with a factor of 1e-4, which the keyword `z_loss` of
+    `softmax_cross_entropy_with_integer_labels` does in the same pass; here it stands alone, for a
+    log or for another loss.
+
+    Args:
+        logits: $x$, any shape.
+        axis: the axes along which the classes lie; None for all.
+        where, weights, reduction: as in every loss, see `jloss.reduction`. `where` over `axis`
+            deletes classes.
+
+    Returns:
+        The shape of the logits without `axis`, unless `reduction` says otherwise.
+
+    Raises:
+        TypeError: for logits that are not floating.
+
+    References:
+        Chowdhery et al., "PaLM: Scaling Language Modeling with Pathways", JMLR 2023.
+
+    >>> z_loss(jnp.zeros((1, 4)))
+    Array([1.921812], dtype=float32)
+    """
+    axis = canonical_axis(axis, np.ndim(logits))
+    classes, rows = masks(where, weights, np.shape(logits), axis)
+
+    @lean
+    def formula(x):
+        (x,) = floats(logits=x)
+        x = blank(blank(x, classes, -jnp.inf), rows, axis=axis)
+        return jax.nn.logsumexp(x, axis) ** 2
+
+    return finish(formula(jnp.asarray(logits)), reduction, where=rows, weights=weights)
+
+
+def sigmoid_binary_cross_entropy(
+    logits: Float[ArrayLike, "*shape"],
+    labels: Real[ArrayLike, "*shape"],
+    *,
+    pos_weight: Real[ArrayLike, "..."] | None = None,
+    label_smoothing: Real[ArrayLike, ""] | None = None,
+    where: Bool[ArrayLike, "..."] | None = None,
+    weights: Real[ArrayLike, "..."] | None = None,
+    reduction: Reduction[R] = each,
+) -> R:
+    r"""Rewards the probability of what happened, each entry a yes-or-no question of its own.
+
+    $$\ell = -y \log \sigma(x) - (1 - y) \log \sigma(-x)$$
+
+    Args:
+        logits: $x$, the log-odds, any shape.
+        labels: $y$ in [0, 1], of the same shape, or a scalar: 0, 1, or the probability of 1.
+        pos_weight: a factor on the term of $y$ alone, for rare positives (the mean still divides by
+            the count). A scalar, or as many axes as the logits: `[1, classes]`.
+        label_smoothing: $\alpha$ in [0, 1] pulls labels towards one half:
+            $(1 - \alpha) y + \alpha / 2$.
+        where, weights, reduction: as in every loss, see `jloss.reduction`.
+
+    Returns:
+        One value per entry, in float32 at least, unless `reduction` says otherwise.
+
+    Raises:
+        ValueError: for shapes that differ; nothing is broadcast but a scalar label.
+        TypeError: for logits that are not floating.
+
+    A label outside [0, 1] gives NaN, in value and gradient of its own entry.
+
+    Differs from optax: no NaN at an infinite logit; float32 results for half-precision inputs; no
+    silent broadcast.
+
+    References:
+        Cox, "The Regression Analysis of Binary Sequences", Journal of the Royal Statistical
+        Society B, 1958.
+
+    >>> sigmoid_binary_cross_entropy(jnp.array([0.0, 20.0]), jnp.array([1, 0]))
+    Array([ 0.6931472, 20.       ], dtype=float32)
+    """
+    x, y, there = paired(logits, labels, where, weights, names=("logits", "labels"))
+    ok = probable(y, labels)
+    if label_smoothing is not None:
+        alpha = hyperparameter("label_smoothing", label_smoothing, x)
+        y = (1 - alpha) * y + 0.5 * alpha
+    positive = product(y, jax.nn.softplus(-x))
+    if pos_weight is not None:
+        positive *= hyperparameter("pos_weight", pos_weight, x)
+    values = positive + product(1 - y, jax.nn.softplus(x))
+    values = nan_unless(ok, values, "`labels` should be probabilities, in [0, 1]")
+    return finish(values, reduction, where=there, weights=weights)
+
+
+def sigmoid_focal_loss(
+    logits: Float[ArrayLike, "*shape"],
+    labels: Real[ArrayLike, "*shape"],
+    *,
+    alpha: Real[ArrayLike, "..."] | None = None,
+    gamma: Real[ArrayLike, "..."] = 2.0,
+    where: Bool[ArrayLike, "..."] | None = None,
+    weights: Real[ArrayLike, "..."] | None = None,
+    reduction: Reduction[R] = each,
+) -> R:
+    r"""Binary cross-entropy that turns away from entries which are right already.
+
+    $$\ell = (1 - p)^\gamma \, \text{BCE}(x, y), \qquad
+    p = y \, \sigma(x) + (1 - y) \, \sigma(-x)$$
+
+    Right where entries are saturated, on either side, and for every $\gamma \ge 0$.
+
+    Args:
+        logits: $x$, the log-odds, any shape.
+        labels: $y$ in [0, 1], of the same shape, or a scalar: 0, 1, or the probability of 1.
+        alpha: a weight in (0, 1) for positives, against $1 - \alpha$ for negatives; None weighs
+            them alike. A scalar, or as many axes as the logits.
+        gamma: $\gamma \ge 0$, how hard it turns away; 0 is binary cross-entropy. A scalar, or as
+            many axes as the logits.
+        where, weights, reduction: as in every loss, see `jloss.reduction`.
+
+    Returns:
+        One value per entry, in float32 at least, unless `reduction` says otherwise.
+
+    Raises:
+        ValueError: for shapes that differ; nothing is broadcast but a scalar label.
+        TypeError: for logits that are not floating.
+
+    A label outside [0, 1] gives NaN, in value and gradient of its own entry.
+
+    Differs from optax: gradients with respect to labels of 0 and 1 are finite; float32 results for
+    half-precision inputs; no silent broadcast.
+
+    References:
+        Lin, Goyal, Girshick, He and Dollár, "Focal Loss for Dense Object Detection", ICCV 2017.
+
+    >>> sigmoid_focal_loss(jnp.array([0.0, 0.0]), jnp.array([1, 0]), alpha=0.25, gamma=1.0)
+    Array([0.0866434, 0.2599302], dtype=float32)
+    """
+    x, y, there = paired(logits, labels, where, weights, names=("logits", "labels"))
+    gamma = hyperparameter("gamma", gamma, x)
+    cross_entropy = product(y, jax.nn.softplus(-x)) + product(1 - y, jax.nn.softplus(x))
+    miss = (1 - y) * jax.nn.sigmoid(x) + y * jax.nn.sigmoid(-x)
+    # At a miss of 0 a power has no finite slope for gamma < 1; the loss there is below any float.
+    values = cross_entropy * jnp.exp(gamma * jnp.log(jnp.maximum(miss, jnp.finfo(x.dtype).tiny)))
+    if alpha is not None:
+        alpha = hyperparameter("alpha", alpha, x)
+        values *= alpha * y + (1 - alpha) * (1 - y)
+    values = nan_unless(probable(y, labels), values, "`labels` should be probabilities, in [0, 1]")
+    return finish(values, reduction, where=there, weights=weights)

@@ -1,0 +1,131 @@
+"""Penalties on parameters, to be added to a loss with a factor: no batch, no reduction."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+
+from jloss._core.inputs import blank, masks
+
+if TYPE_CHECKING:
+    from jax import Array
+    from jaxtyping import ArrayLike, PyTree, Real
+
+Mask = Any | Callable[[Any], Any]
+
+
+def l1_regularization(params: PyTree, *, mask: Mask | None = None) -> Array:
+    r"""Rewards parameters that are exactly 0.
+
+    $$\ell = \sum_i |w_i|$$
+
+    Args:
+        params: a pytree of arrays, summed over all floating and complex entries in float32 at
+            least. Other leaves (counters, None) are passed over.
+        mask: what is penalised: a pytree of booleans with the structure of `params` or a prefix of
+            it, or a function from `params` to one, as in `optax.masked`. A boolean array lies along
+            its leaf, leading axes first. Whatever is stored where it is False, NaN included,
+            reaches no value and no gradient.
+
+    Returns:
+        A scalar.
+
+    References:
+        Tibshirani, "Regression Shrinkage and Selection via the Lasso", Journal of the Royal
+        Statistical Society B, 1996.
+
+    >>> l1_regularization({"w": jnp.array([3.0, -4.0]), "b": jnp.array(5.0)})
+    Array(12., dtype=float32)
+    """
+    return _total(jnp.abs, params, mask)
+
+
+def l2_regularization(params: PyTree, *, mask: Mask | None = None) -> Array:
+    r"""Rewards small parameters; its gradient is the parameters themselves, as in weight decay.
+
+    $$\ell = \frac{1}{2} \sum_i |w_i|^2$$
+
+    The factor 1/2 is that of scikit-learn's elastic net and of torch's `weight_decay` under SGD;
+    Keras's `L2` has none: its factor is half of jloss's.
+
+    Args:
+        params: a pytree of arrays, as in `l1_regularization`.
+        mask: what is penalised, as in `l1_regularization`: often the matrices and not the biases,
+            `lambda params: jax.tree.map(lambda w: w.ndim > 1, params)`.
+
+    Returns:
+        A scalar.
+
+    References:
+        Hoerl and Kennard, "Ridge Regression: Biased Estimation for Nonorthogonal Problems",
+        Technometrics, 1970.
+
+    >>> l2_regularization({"w": jnp.array([3.0, -4.0]), "b": jnp.array(5.0)})
+    Array(25., dtype=float32)
+    >>> l2_regularization({"w": jnp.array([3.0, -4.0]), "b": jnp.array(5.0)},
+    ...                   mask={"w": True, "b": False})
+    Array(12.5, dtype=float32)
+    """
+    return 0.5 * _total(_square, params, mask)
+
+
+def elastic_net_regularization(
+    params: PyTree, *, l1_ratio: Real[ArrayLike, ""] = 0.5, mask: Mask | None = None
+) -> Array:
+    r"""Rewards parameters that are 0, and spreads what is left over those that go together.
+
+    $$\ell = \rho \sum_i |w_i| + \frac{1 - \rho}{2} \sum_i |w_i|^2$$
+
+    The factors are those of scikit-learn's `ElasticNet`.
+
+    Args:
+        params: a pytree of arrays, as in `l1_regularization`.
+        l1_ratio: $\rho$ in [0, 1]: 1 is `l1_regularization`, 0 is `l2_regularization`.
+        mask: what is penalised, as in `l1_regularization`.
+
+    Returns:
+        A scalar.
+
+    References:
+        Zou and Hastie, "Regularization and Variable Selection via the Elastic Net", Journal of the
+        Royal Statistical Society B, 2005.
+
+    >>> elastic_net_regularization({"w": jnp.array([3.0, -4.0])}, l1_ratio=0.5)
+    Array(9.75, dtype=float32)
+    """
+    l1, l2 = l1_regularization(params, mask=mask), l2_regularization(params, mask=mask)
+    l1_ratio = jnp.asarray(l1_ratio).astype(l1.dtype)
+    return l1_ratio * l1 + (1 - l1_ratio) * l2
+
+
+def _square(w: Array) -> Array:
+    return (w * jnp.conj(w)).real
+
+
+def _total(measure: Callable[[Array], Array], params: PyTree, mask: Mask | None) -> Array:
+    """The sum of `measure` over the entries that `mask` leaves."""
+    mask = True if mask is None else mask(params) if callable(mask) else mask
+
+    def below(kept: ArrayLike, branch: PyTree) -> Array:
+        return _add([_leaf_total(measure, leaf, kept) for leaf in jax.tree.leaves(branch)])
+
+    return _add(jax.tree.leaves(jax.tree.map(below, mask, params)))
+
+
+def _leaf_total(measure: Callable[[Array], Array], leaf: ArrayLike, kept: ArrayLike) -> Array:
+    leaf = jnp.asarray(leaf)
+    if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+        return jnp.zeros((), jnp.float32)
+    with jax.numpy_dtype_promotion("standard"):
+        leaf = leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
+    _, there = masks(kept, None, leaf.shape)
+    return jnp.sum(measure(blank(leaf, there)))
+
+
+def _add(terms: list[Array]) -> Array:
+    with jax.numpy_dtype_promotion("standard"):
+        return functools.reduce(jnp.add, terms, jnp.zeros((), jnp.float32))
