@@ -24,7 +24,7 @@ def nan_unless(ok: Array, values: Array, message: str) -> Array:
     """The values, NaN in value and gradient where not `ok`; an error under `checked`."""
     if _checking.value:
         checkify.check(jnp.all(ok), message)
-    return values * jnp.where(ok, 1.0, jnp.nan).astype(values.dtype)
+    return values * jnp.where(ok, 1, jnp.asarray(jnp.nan, values.dtype))
 
 
 def checked(step: Callable[P, T]) -> Callable[P, T]:
@@ -54,7 +54,11 @@ def checked(step: Callable[P, T]) -> Callable[P, T]:
     jax...JaxRuntimeError: `labels` should lie in [0, 2)...
     """
 
-    chexified = chex.chexify(step, async_check=False)
+
+    def named(*args: P.args, **kwargs: P.kwargs) -> T:  # chex asks for a name, which partials lack
+        return step(*args, **kwargs)
+
+    chexified = chex.chexify(named, async_check=False)
 
     @functools.wraps(step)
     def run(*args: P.args, **kwargs: P.kwargs) -> T:

@@ -112,7 +112,7 @@ def masks(
         else:
             rows = align("where", where, values)
     if weights is not None:
-        counted = align("weights", weights, values) != 0
+        counted = align("weights", weights, values).astype(bool)
         rows = counted if rows is None else rows & counted
     return inner, rows
 

@@ -19,6 +19,11 @@ def product(weight: Array, value: Array) -> Array:
     return weight * jnp.where((weight == 0) & jnp.isinf(value), 0, value)
 
 
+def absolute(x: Array) -> Array:
+    """|x|, whose slope at 0 is 0 (that of `jnp.abs` is 1 there)."""
+    return jnp.abs(x) if jnp.iscomplexobj(x) else x * jnp.sign(x)
+
+
 def class_index(x: Array, axis: tuple[int, ...], dtype: jnp.dtype) -> Array:
     """The number of each class along `axis`, several axes counted as one; 1 long elsewhere."""
     index = jnp.zeros((1,) * x.ndim, dtype)
@@ -81,10 +86,11 @@ def unit(x: Array, axis: tuple[int, ...], epsilon: Array) -> tuple[Array, Array]
 
     The squared norm counts as at least `epsilon`; a zero vector stays 0, and falls short by 1.
     """
-    size = jax.lax.stop_gradient(jnp.max(jnp.abs(x), axis, keepdims=True, initial=0))
+    largest = jnp.max(jnp.abs(x), axis, keepdims=True, initial=0)
+    size = jax.lax.stop_gradient(jnp.maximum(largest, jnp.sqrt(epsilon)))
     size = jnp.where(size >= jnp.finfo(x.dtype).tiny, size, 1)  # keeps squares within range
     x = x / size
     square = jnp.sum(x * x, axis, keepdims=True)
-    least = jnp.maximum(square, epsilon / size**2)
+    least = jnp.maximum(square, epsilon / size / size)
     least = jnp.where(least > 0, least, 1)
     return x * jax.lax.rsqrt(least), jnp.squeeze(1 - square / least, axis)

@@ -126,7 +126,7 @@ def softmax_cross_entropy_with_integer_labels(
             have to be deleted: `where=labels != -100`.
         axis: the axes along which the classes lie.
         label_smoothing: $\alpha$ in [0, 1], the share of the label that is spread evenly over the
-            classes (those that `where` leaves): adds $\alpha (x_y - \bar x)$.
+            classes (those that `where` leaves).
         class_weights: a weight for each class, which multiplies the weight of the entries it
             labels, and so enters the denominator of `mean`.
         z_loss: the factor of $(\log \sum_j e^{x_j})^2$, which is added (`z_loss` gives it apart).
@@ -174,7 +174,8 @@ def softmax_cross_entropy_with_integer_labels(
         values, logsumexp = softmax_surprise(x, y, axis)
         if label_smoothing is not None:
             share = hyperparameter("label_smoothing", label_smoothing, values)
-            values += share * (pick(x, y, axis) - jnp.mean(x, axis, where=classes))
+            even = logsumexp - jnp.mean(x, axis, where=classes)
+            values = product(1 - share, values) + product(share, even)
         if z_loss is not None:
             values += hyperparameter("z_loss", z_loss, values) * logsumexp**2
         return values
@@ -352,9 +353,10 @@ def sigmoid_focal_loss(
     x, y, there = paired(logits, labels, where, weights, names=("logits", "labels"))
     gamma = hyperparameter("gamma", gamma, x)
     cross_entropy = product(y, jax.nn.softplus(-x)) + product(1 - y, jax.nn.softplus(x))
-    miss = (1 - y) * jax.nn.sigmoid(x) + y * jax.nn.sigmoid(-x)
-    # At a miss of 0 a power has no finite slope for gamma < 1; the loss there is below any float.
-    values = cross_entropy * jnp.exp(gamma * jnp.log(jnp.maximum(miss, jnp.finfo(x.dtype).tiny)))
+    # log(1 - p) as a log-sum: a power has no slope at 0, nor has a product there any digits.
+    tiny = jnp.finfo(x.dtype).tiny
+    on, off = jnp.log(y + tiny) - jax.nn.softplus(x), jnp.log(1 - y + tiny) - jax.nn.softplus(-x)
+    values = cross_entropy * jnp.exp(gamma * jnp.logaddexp(on, off))
     if alpha is not None:
         alpha = hyperparameter("alpha", alpha, x)
         values *= alpha * y + (1 - alpha) * (1 - y)

@@ -68,8 +68,8 @@ def kl_divergence(
     def formula(log_q, p):
         log_q, p = floats(log_predictions=log_q, targets=p)
         log_q, p = (blank(blank(a, classes), rows, axis=axis) for a in (log_q, p))
-        some = p > 0
-        log_ratio = jnp.log(jnp.where(some, p, 1)) - jnp.where(some, log_q, 0)
+        some = p != 0
+        log_ratio = jnp.log(jnp.abs(jnp.where(some, p, 1))) - jnp.where(some, log_q, 0)
         values = jnp.sum(jnp.where(some, p * log_ratio, 0), axis)
         return values, jnp.all(probable(p, targets), axis)
 

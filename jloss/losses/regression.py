@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jloss._core.inputs import Axis, canonical_axis, hyperparameter, paired
-from jloss._core.numerics import unit
+from jloss._core.numerics import absolute, unit
 from jloss.reduction import R, Reduction, each, finish
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ def absolute_error(
     Array([1., 5.], dtype=float32)
     """
     x, y, there = paired(predictions, targets, where, weights)
-    return finish(jnp.abs(x - y), reduction, where=there, weights=weights)
+    return finish(absolute(x - y), reduction, where=there, weights=weights)
 
 
 def huber_loss(

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jloss._core.inputs import blank, masks
+from jloss._core.numerics import absolute
 
 if TYPE_CHECKING:
     from jax import Array
@@ -41,7 +42,7 @@ def l1_regularization(params: PyTree, *, mask: Mask | None = None) -> Array:
     >>> l1_regularization({"w": jnp.array([3.0, -4.0]), "b": jnp.array(5.0)})
     Array(12., dtype=float32)
     """
-    return _total(jnp.abs, params, mask)
+    return _total(absolute, params, mask)
 
 
 def l2_regularization(params: PyTree, *, mask: Mask | None = None) -> Array:

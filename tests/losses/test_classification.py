@@ -1,0 +1,273 @@
+"""What is true of each classification loss."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import sklearn.metrics
+
+import jloss
+from jloss._core.numerics import softmax_surprise
+
+close = functools.partial(np.testing.assert_allclose, rtol=2e-5, atol=1e-6)
+integer_ce = jloss.softmax_cross_entropy_with_integer_labels
+binary_ce = jloss.sigmoid_binary_cross_entropy
+N, C = 8, 5
+LOGITS = jnp.asarray(np.random.default_rng(0).normal(size=(N, C)) * 3, jnp.float32)
+LABELS = jnp.array([0, 1, 2, 3, 4, 0, 1, 0])
+ONE_HOT = jax.nn.one_hot(LABELS, C)
+
+
+# softmax --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reduction", [jloss.each, jloss.mean])
+def test_a_confident_row_keeps_its_digits(reduction):
+    logits = jnp.array([[20.0, 0.0, 0.0]])
+    exact = np.log1p(2 * np.exp(-20.0))  # 4.12e-9
+    for loss, labels in ((integer_ce, [0]), (jloss.softmax_cross_entropy, [[1.0, 0.0, 0.0]])):
+        labels = jnp.array(labels)
+        f = lambda x, loss=loss, y=labels: loss(x, y, reduction=reduction).sum()
+        close(f(logits), exact, atol=0)
+        slope = jax.grad(f)(logits)[0]
+        share = np.exp(-20.0) / (1 + 2 * np.exp(-20.0))
+        close(slope, [-2 * share, share, share], atol=0)
+        assert abs(slope.sum()) <= 2 * jnp.finfo(slope).eps * abs(slope).sum()
+
+
+def test_integers_are_one_hot_distributions():
+    close(integer_ce(LOGITS, LABELS), jloss.softmax_cross_entropy(LOGITS, ONE_HOT))
+
+
+def test_it_is_scikit_learn_s_log_loss():
+    p = jax.nn.softmax(LOGITS).astype(jnp.float32)
+    weights = np.linspace(0.5, 3, N)
+    expected = sklearn.metrics.log_loss(LABELS, p, labels=range(C), sample_weight=weights)
+    close(integer_ce(LOGITS, LABELS, weights=weights, reduction=jloss.mean), expected)
+
+
+def test_the_true_distribution_minimises_it_to_its_entropy():
+    p = jax.nn.softmax(LOGITS)
+    entropy = -jnp.sum(p * jnp.log(p), -1)
+    close(jloss.softmax_cross_entropy(jnp.log(p), p), entropy)
+    slope = jax.grad(lambda x: jloss.softmax_cross_entropy(x, p).sum())(jnp.log(p))
+    np.testing.assert_allclose(slope, 0, atol=1e-6)
+    assert (jloss.softmax_cross_entropy(LOGITS[::-1], p) >= entropy - 1e-6).all()
+
+
+def test_logits_shifted_by_a_constant_change_nothing():
+    close(integer_ce(LOGITS + 8, LABELS), integer_ce(LOGITS, LABELS))
+    close(jloss.softmax_cross_entropy(LOGITS + 8, ONE_HOT), integer_ce(LOGITS, LABELS))
+
+
+def test_no_preference_is_log_of_the_classes():
+    close(integer_ce(jnp.zeros((N, C)), LABELS), np.log(C))
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.1, 1.0])
+def test_label_smoothing_is_a_smoothed_distribution(alpha):
+    with jax.numpy_dtype_promotion("standard"):
+        smooth = optax.smooth_labels(ONE_HOT, alpha)
+    smoothed = integer_ce(LOGITS, LABELS, label_smoothing=alpha)
+    close(smoothed, jloss.softmax_cross_entropy(LOGITS, smooth))
+
+
+def test_label_smoothing_spreads_over_the_classes_that_are_left():
+    where = np.arange(C)[None] < C - 1
+    labels = jnp.minimum(LABELS, C - 2)
+    masked = integer_ce(LOGITS, labels, where=where, label_smoothing=0.3)
+    close(masked, integer_ce(LOGITS[:, :-1], labels, label_smoothing=0.3))
+
+
+def test_z_loss_in_one_pass_is_z_loss_apart():
+    together = integer_ce(LOGITS, LABELS, z_loss=0.01)
+    close(together, integer_ce(LOGITS, LABELS) + 0.01 * jloss.z_loss(LOGITS))
+    close(jloss.z_loss(LOGITS), jax.nn.logsumexp(LOGITS, -1) ** 2)
+    assert jloss.z_loss(jax.nn.log_softmax(LOGITS)).max() < 1e-10
+
+
+def test_class_weights_are_weights_of_the_entries_they_label():
+    by_class = np.array([0.0, 1.0, 2.0, 3.0, 0.5])
+    weighted = integer_ce(LOGITS, LABELS, class_weights=by_class, reduction=jloss.tally)
+    by_entry = integer_ce(LOGITS, LABELS, weights=by_class[LABELS], reduction=jloss.tally)
+    close(weighted.total, by_entry.total)
+    assert weighted.weight == by_entry.weight == by_class[LABELS].sum()
+    both = integer_ce(
+        LOGITS, LABELS, class_weights=by_class, weights=np.arange(N), reduction=jloss.tally
+    )
+    assert both.weight == (by_class[LABELS] * np.arange(N)).sum()
+
+
+def test_a_bad_label_does_not_hide_behind_a_class_weight_of_0():
+    value = integer_ce(LOGITS, LABELS.at[3].set(C), class_weights=np.zeros(C))
+    np.testing.assert_array_equal(np.isnan(value), np.arange(N) == 3)
+
+
+def test_a_class_mask_that_hides_the_label_is_nan():
+    where = np.arange(C)[None] != 1
+    value, slope = (
+        integer_ce(LOGITS, LABELS, where=where),
+        jax.grad(lambda x: integer_ce(x, LABELS, where=where).sum())(LOGITS),
+    )
+    np.testing.assert_array_equal(np.isnan(value), LABELS == 1)
+    assert np.isfinite(slope[LABELS != 1]).all()
+    with pytest.raises(ValueError, match="`labels`"):
+        jloss.checked(jax.jit(integer_ce))(LOGITS, LABELS, where=where)
+
+
+@pytest.mark.parametrize("dtype", [jnp.int8, jnp.uint8, jnp.int16, jnp.int32, jnp.uint32])
+def test_labels_of_any_integer_dtype(dtype):
+    logits = jax.random.normal(jax.random.key(0), (3, 300))
+    labels = jnp.array([0, 5, 127])
+    close(integer_ce(logits, labels.astype(dtype)), integer_ce(logits, labels))
+
+
+def test_several_axes_of_classes_are_one():
+    logits = jax.random.normal(jax.random.key(0), (4, 2, 3, 5))
+    labels = jnp.arange(8).reshape(4, 2)
+    flat = integer_ce(logits.reshape(4, 2, 15), labels)
+    weights = np.arange(1.0, 16)
+    close(integer_ce(logits, labels, axis=(2, 3)), flat)
+    turned = integer_ce(logits.swapaxes(2, 3), labels, axis=(3, 2))
+    close(turned, flat)
+    close(
+        integer_ce(logits, labels, axis=(2, 3), class_weights=weights.reshape(3, 5)),
+        integer_ce(logits.reshape(4, 2, 15), labels, class_weights=weights),
+    )
+
+
+@pytest.mark.parametrize("order", [0, 1, 2])
+def test_the_rule_is_plain_differentiation(order):
+    """`softmax_surprise` has a rule for its derivative, and a plain twin: its own formula."""
+    f = lambda core, x: sum(jnp.sum(out * (1 + i)) for i, out in enumerate(core(x, LABELS, (1,))))
+    rule, plain = functools.partial(f, softmax_surprise), functools.partial(f, softmax_surprise.fun)
+    for _ in range(order):
+        rule, plain = (
+            lambda x, g=g: jnp.sum(jax.grad(g)(x) * jnp.cos(jnp.arange(C)[None]))
+            for g in (rule, plain)
+        )
+    close(jax.jit(rule)(LOGITS), jax.jit(plain)(LOGITS), rtol=1e-4)
+    close(jax.grad(rule)(LOGITS), jax.grad(plain)(LOGITS), atol=1e-5)
+
+
+def test_value_and_gradient_hold_no_array_of_the_size_of_the_logits():
+    logits, labels = jnp.zeros((512, 4096)), jnp.zeros(512, jnp.int32)
+    f = jax.jit(jax.value_and_grad(lambda x: integer_ce(x, labels, reduction=jloss.mean)))
+    temporary = f.lower(logits).compile().memory_analysis().temp_size_in_bytes
+    assert temporary < 0.01 * logits.nbytes
+
+
+# torch ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_cross_entropy_is_torch_s(label_smoothing, reduction):
+    torch = pytest.importorskip("torch")
+    labels = np.where(np.arange(N) == 2, -100, LABELS)
+    expected = torch.nn.functional.cross_entropy(
+        torch.tensor(np.asarray(LOGITS)),
+        torch.tensor(labels).long(),
+        label_smoothing=label_smoothing,
+        reduction=reduction,
+    )
+    got = integer_ce(
+        LOGITS,
+        labels,
+        where=labels != -100,
+        label_smoothing=label_smoothing,
+        reduction=getattr(jloss, reduction),
+    )
+    close(got, expected.item())
+
+
+def test_class_weights_are_torch_s():
+    torch = pytest.importorskip("torch")
+    by_class = np.array([0.5, 1, 2, 3, 4], np.float32)
+    expected = torch.nn.functional.cross_entropy(
+        torch.tensor(np.asarray(LOGITS)),
+        torch.tensor(np.asarray(LABELS)).long(),
+        weight=torch.tensor(by_class),
+    )
+    got = integer_ce(LOGITS, LABELS, class_weights=by_class, reduction=jloss.mean)
+    close(got, expected.item())
+
+
+def test_pos_weight_is_torch_s():
+    torch = pytest.importorskip("torch")
+    labels, pos_weight = np.asarray(ONE_HOT), np.linspace(1, 3, C, dtype=np.float32)
+    expected = torch.nn.functional.binary_cross_entropy_with_logits(
+        torch.tensor(np.asarray(LOGITS)), torch.tensor(labels), pos_weight=torch.tensor(pos_weight)
+    )
+    close(binary_ce(LOGITS, labels, pos_weight=pos_weight[None], reduction=jloss.mean), expected)
+
+
+# sigmoid --------------------------------------------------------------------------------------
+
+
+def test_two_classes_are_one_question():
+    x, y = LOGITS[:, 0], (LABELS == 0).astype(int)
+    as_softmax = integer_ce(jnp.stack([jnp.zeros(N), x], -1), y)
+    close(binary_ce(x, y), as_softmax)
+
+
+def test_binary_cross_entropy_is_symmetric():
+    p = jax.nn.sigmoid(LOGITS[::-1])
+    close(binary_ce(LOGITS, p), binary_ce(-LOGITS, 1 - p))
+
+
+def test_binary_label_smoothing_pulls_to_one_half():
+    pulled = binary_ce(LOGITS, 0.8 * ONE_HOT + 0.1)
+    close(binary_ce(LOGITS, ONE_HOT, label_smoothing=0.2), pulled)
+    close(binary_ce(LOGITS, ONE_HOT, label_smoothing=1.0), binary_ce(LOGITS, 0.5))
+
+
+def test_the_probability_minimises_binary_cross_entropy():
+    p = jax.nn.sigmoid(LOGITS)
+    slope = jax.grad(lambda x: binary_ce(x, p).sum())(LOGITS)
+    np.testing.assert_allclose(slope, 0, atol=1e-6)
+
+
+@pytest.mark.parametrize("loss", [binary_ce, jloss.sigmoid_focal_loss])
+def test_infinite_logits(loss):
+    x, y = jnp.array([jnp.inf, -jnp.inf, jnp.inf, -jnp.inf]), jnp.array([1.0, 0.0, 0.0, 1.0])
+    np.testing.assert_array_equal(loss(x, y), [0, 0, np.inf, np.inf])
+    if loss is binary_ce:
+        np.testing.assert_array_equal(jax.grad(lambda x: loss(x, y).sum())(x), [0, 0, 1, -1])
+
+
+def test_focal_loss_without_focus_is_binary_cross_entropy():
+    close(jloss.sigmoid_focal_loss(LOGITS, ONE_HOT, gamma=0), binary_ce(LOGITS, ONE_HOT))
+    half = jloss.sigmoid_focal_loss(LOGITS, ONE_HOT, gamma=0, alpha=0.5)
+    close(half, 0.5 * binary_ce(LOGITS, ONE_HOT))
+
+
+def test_more_focus_is_less_loss():
+    by_gamma = jax.vmap(lambda g: jloss.sigmoid_focal_loss(LOGITS, ONE_HOT, gamma=g))(
+        jnp.arange(5.0)
+    )
+    assert (jnp.diff(by_gamma, axis=0) <= 0).all()
+
+
+def test_focal_loss_at_saturation():
+    """Keras says 0 and 0 for a logit of 30 that should be 0; torchvision NaN at gamma = 1/2."""
+    value, slope = jax.value_and_grad(jloss.sigmoid_focal_loss)(30.0, 0)
+    close([value, slope], [30, 1])
+    for x, y in ((200.0, 1), (-200.0, 0)):
+        for order in (jloss.sigmoid_focal_loss, jax.grad(jloss.sigmoid_focal_loss)):
+            assert order(x, y, gamma=0.5) == 0
+
+
+def test_focal_loss_of_labels_between_is_optax_s():
+    labels = jax.nn.sigmoid(LOGITS[::-1] / 3)
+    with jax.numpy_dtype_promotion("standard"):
+        expected = optax.sigmoid_focal_loss(LOGITS, labels, alpha=0.25, gamma=1.5)
+    close(jloss.sigmoid_focal_loss(LOGITS, labels, alpha=0.25, gamma=1.5), expected)
+
+
+def test_the_slope_in_hard_labels_is_finite():
+    slope = jax.grad(lambda y: jloss.sigmoid_focal_loss(LOGITS, y).sum())(ONE_HOT)
+    assert np.isfinite(slope).all()

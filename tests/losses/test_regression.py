@@ -1,0 +1,128 @@
+"""What is true of each regression loss."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.spatial.distance
+import sklearn.metrics.pairwise
+
+import jloss
+
+close = functools.partial(np.testing.assert_allclose, rtol=1e-6)
+ERRORS = jnp.array([-30.0, -2.0, -1.0, -0.25, -1e-3, 0.0, 1e-3, 0.25, 1.0, 2.0, 30.0])
+TARGETS = jnp.array([0.0, 1.0, 1.5, 7.0, 40.0])
+
+
+def minimiser(loss, low=-1.0, high=50.0):
+    """Where the mean loss of one prediction for all targets turns, by bisection of its slope."""
+    slope = jax.jit(
+        jax.grad(lambda c: loss(jnp.full_like(TARGETS, c), TARGETS, reduction=jloss.mean))
+    )
+    for _ in range(40):
+        middle = 0.5 * (low + high)
+        low, high = (low, middle) if slope(middle) > 0 else (middle, high)
+    return middle
+
+
+def test_the_mean_minimises_squared_error():
+    assert minimiser(jloss.squared_error) == pytest.approx(float(TARGETS.mean()), rel=1e-5)
+    assert minimiser(jloss.l2_loss) == pytest.approx(float(TARGETS.mean()), rel=1e-5)
+
+
+def test_no_error_has_no_slope():
+    assert jax.grad(jloss.absolute_error)(2.0, 2) == 0
+
+
+def test_the_median_minimises_absolute_error():
+    assert minimiser(jloss.absolute_error) == pytest.approx(float(jnp.median(TARGETS)), rel=1e-5)
+
+
+def test_huber_lies_between_median_and_mean():
+    by_delta = [minimiser(functools.partial(jloss.huber_loss, delta=d)) for d in (0.01, 5.0, 100.0)]
+    assert by_delta[0] == pytest.approx(float(jnp.median(TARGETS)), abs=0.05)
+    assert by_delta[0] < by_delta[1] < by_delta[2]
+    assert by_delta[2] == pytest.approx(float(TARGETS.mean()), rel=1e-5)
+
+
+def test_l2_is_half_the_squared_error_and_its_gradient_the_error():
+    close(jloss.l2_loss(ERRORS), 0.5 * jloss.squared_error(ERRORS))
+    close(jax.grad(lambda e: jloss.l2_loss(e).sum())(ERRORS), ERRORS)
+
+
+def test_huber_is_l2_within_delta_and_its_slope_never_exceeds_it():
+    close(jloss.huber_loss(ERRORS, delta=100.0), jloss.l2_loss(ERRORS))
+    slope = jax.grad(lambda e: jloss.huber_loss(e, delta=1.5).sum())(ERRORS)
+    close(slope, jnp.clip(ERRORS, -1.5, 1.5))
+    small = 1e-6
+    close(jloss.huber_loss(ERRORS, delta=small) / small, jnp.abs(ERRORS), atol=1e-6)
+
+
+def test_huber_curves_by_1_at_no_error_at_all():
+    assert jax.hessian(jloss.huber_loss)(0.0) == 1
+    assert jax.hessian(jloss.huber_loss)(3.0) == 0
+
+
+def test_huber_delta_may_differ_by_feature():
+    predictions = jnp.array([[3.0, 3.0], [0.5, 0.5]])
+    by_feature = jloss.huber_loss(predictions, delta=jnp.array([[1.0, 2.0]]))
+    for i, delta in enumerate([1.0, 2.0]):
+        close(by_feature[:, i], jloss.huber_loss(predictions[:, i], delta=delta))
+
+
+def test_log_cosh_near_and_far():
+    near = jnp.array([1e-6, 1e-4, 1e-3, 1e-2])
+    close(jloss.log_cosh(near), near**2 / 2 - near**4 / 12)
+    far = jnp.array([20.0, 1e4, -1e4])
+    close(jloss.log_cosh(far), jnp.abs(far) - np.log(2))
+    close(jax.grad(lambda e: jloss.log_cosh(e).sum())(ERRORS), np.tanh(np.asarray(ERRORS)))
+
+
+def test_log_cosh_joins_without_a_step():
+    around = jnp.nextafter(jnp.array([1.0, 1.0]), jnp.array([0.0, 2.0]))
+    for f in (jloss.log_cosh, jax.grad(lambda e: jloss.log_cosh(e).sum())):
+        close(*f(around), rtol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-20, 1e-3, 1.0, 1e20, 1e30])
+def test_cosine_does_not_see_length(scale):
+    x, y = (jax.random.normal(key, (20, 3)) for key in jax.random.split(jax.random.key(0)))
+    expected = np.diag(sklearn.metrics.pairwise.cosine_similarity(x, y))
+    np.testing.assert_allclose(jloss.cosine_similarity(scale * x, y), expected, rtol=2e-5)
+    slope = jax.grad(lambda x: jloss.cosine_similarity(x, y).sum())(scale * x)
+    assert np.isfinite(slope).all()
+    along = jnp.sum(slope * scale * x, -1)  # moving along x changes nothing
+    np.testing.assert_allclose(along, 0, atol=1e-6)
+
+
+def test_cosine_distance_is_scipy_s():
+    x, y = (np.random.default_rng(s).normal(size=(20, 4)) for s in (0, 1))
+    expected = [scipy.spatial.distance.cosine(a, b) for a, b in zip(x, y)]
+    got = jloss.cosine_distance(jnp.asarray(x, "f4"), jnp.asarray(y, "f4"))
+    np.testing.assert_allclose(got, expected, rtol=1e-5)
+    similarity = jloss.cosine_similarity(jnp.asarray(x, "f4"), jnp.asarray(y, "f4"))
+    np.testing.assert_allclose(got, 1 - similarity, atol=1e-6)
+
+
+@pytest.mark.parametrize("angle", [1e-6, 1e-4, 1e-3, 1e-2])
+def test_cosine_distance_keeps_its_digits_between_near_parallels(angle):
+    """1 - cos(angle) = 2 sin(angle / 2)^2, half the squared angle: 1 - cos is all rounding."""
+    x, y = jnp.array([0.0, 1.0]), jnp.array([np.sin(angle), np.cos(angle)], jnp.float32)
+    close(jloss.cosine_distance(3 * x, y), 2 * np.sin(angle / 2) ** 2, rtol=1e-5)
+    assert jloss.cosine_distance(3 * x, x) == 0
+
+
+def test_a_zero_vector_points_nowhere():
+    zero, y = jnp.zeros(3), jnp.array([0.0, 3.0, 4.0])
+    assert jloss.cosine_similarity(zero, y) == 0
+    assert jloss.cosine_distance(zero, y) == 1
+    close(jax.grad(jloss.cosine_similarity)(zero, y), [0, 0.6, 0.8])
+    assert jloss.cosine_similarity(zero, zero) == 0
+
+
+def test_epsilon_bounds_the_squared_norm():
+    x, y = jnp.array([0.003, 0.004]), jnp.array([3.0, 4.0])
+    close(jloss.cosine_similarity(x, y, epsilon=1e-4), 0.5)  # a norm of 0.005 counts as 0.01
+    close(jloss.cosine_distance(x, y, epsilon=1e-4), 0.5)
