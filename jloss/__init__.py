@@ -19,6 +19,11 @@ from jloss.losses.regression import squared_error as squared_error
 from jloss.losses.regularization import elastic_net_regularization as elastic_net_regularization
 from jloss.losses.regularization import l1_regularization as l1_regularization
 from jloss.losses.regularization import l2_regularization as l2_regularization
+from jloss.optimizers.adam import adam as adam
+from jloss.optimizers.adam import adamw as adamw
+from jloss.optimizers.rmsprop import rmsprop as rmsprop
+from jloss.optimizers.sgd import momentum as momentum
+from jloss.optimizers.sgd import sgd as sgd
 from jloss.reduction import Reduction as Reduction
 from jloss.reduction import Tally as Tally
 from jloss.reduction import each as each

@@ -1,0 +1,160 @@
+"""Adam, and Adam with decoupled weight decay."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.typing import ArrayLike, DTypeLike
+
+from jloss.optimizers._precision import at_least_float32, in_float32, unbias
+
+
+def adam(
+    learning_rate: optax.ScalarOrSchedule,
+    b1: ArrayLike = 0.9,
+    b2: ArrayLike = 0.999,
+    eps: ArrayLike = 1e-8,
+    eps_root: ArrayLike = 0.0,
+    mu_dtype: DTypeLike | None = None,
+    *,
+    nesterov: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Step along the mean of the gradients over the root of the mean of their squares.
+
+    $$ m_t = \beta_1 m_{t-1} + (1 - \beta_1)\, g_t, \qquad
+       v_t = \beta_2 v_{t-1} + (1 - \beta_2)\, |g_t|^2 $$
+    $$ u_t = -\eta_t \frac{\hat m_t}{\sqrt{\hat v_t + \bar\epsilon} + \epsilon}, \qquad
+       \hat m_t = \frac{m_t}{1 - \beta_1^t}, \quad \hat v_t = \frac{v_t}{1 - \beta_2^t} $$
+
+    With `nesterov`, m-hat is b1 m / (1 - b1^(t+1)) + (1 - b1) g / (1 - b1^t).
+
+    Args:
+        learning_rate: eta, in units of the parameter; a scalar or a schedule of the count from 0.
+        b1: decay of the mean of the gradients, in [0, 1).
+        b2: decay of the mean of their squares, in [0, 1).
+        eps: epsilon, in units of the gradient, beside the root.
+        eps_root: epsilon-bar, squared gradient, under the root (for derivatives through Adam).
+        mu_dtype: the dtype that m is stored in, for example "bfloat16"; None is the parameter's
+            dtype, float32 at least.
+        nesterov: NAdam.
+
+    Returns:
+        An optax transformation with the state `(ScaleByAdamState(count, mu, nu), EmptyState)`; with
+        a schedule the second is `ScaleByScheduleState(count)`.
+
+    Raises:
+        TypeError: if a gradient, or its parameter, is neither floating point nor complex.
+
+    Any number may become a schedule through `optax.inject_hyperparams(adam)`; half-precision
+    parameters need its `hyperparam_dtype=jnp.float32`, or b2 is rounded to 1.
+
+    Differs from optax: float16 and bfloat16 parameters are updated in float32 with float32 moments,
+    rounded once at the end (a zero gradient gives a zero update, never NaN); 1 - b^t is formed
+    without cancellation; updates have the parameter's dtype; the state's dtypes never change.
+
+    References:
+        Kingma and Ba, "Adam: A Method for Stochastic Optimization", ICLR 2015. Dozat,
+        "Incorporating Nesterov Momentum into Adam", ICLR workshop, 2016.
+
+    >>> import jax.numpy as jnp
+    >>> params, grads = jnp.array([1.0, 2.0]), jnp.array([2.0, -4.0])
+    >>> optimizer = adam(0.5)
+    >>> updates, state = optimizer.update(grads, optimizer.init(params), params)
+    >>> jnp.round(updates, 3)
+    Array([-0.5,  0.5], dtype=float32)
+    """
+    scale = _scale_by_adam(b1, b2, eps, eps_root, mu_dtype, nesterov)
+    return in_float32(optax.chain(scale, optax.scale_by_learning_rate(learning_rate)))
+
+
+def adamw(
+    learning_rate: optax.ScalarOrSchedule,
+    b1: ArrayLike = 0.9,
+    b2: ArrayLike = 0.999,
+    eps: ArrayLike = 1e-8,
+    eps_root: ArrayLike = 0.0,
+    mu_dtype: DTypeLike | None = None,
+    weight_decay: optax.ScalarOrSchedule = 1e-4,
+    mask: Any | Callable[[optax.Params], Any] | None = None,
+    *,
+    nesterov: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Step like `adam`, and shrink the parameters beside it by a share of the learning rate.
+
+    $$ u_t = u^{\text{Adam}}_t - \eta_t \lambda_t\, \theta_t $$
+
+    Args:
+        learning_rate: eta, in units of the parameter; a scalar or a schedule of the count from 0.
+        b1: decay of the mean of the gradients, in [0, 1).
+        b2: decay of the mean of their squares, in [0, 1).
+        eps: epsilon, in units of the gradient, beside the root.
+        eps_root: epsilon-bar, squared gradient, under the root.
+        mu_dtype: the dtype that the mean is stored in, for example "bfloat16"; None is the
+            parameter's dtype, float32 at least.
+        weight_decay: lambda, per unit of learning rate; a scalar or a schedule of the count from 0.
+        mask: booleans in a tree like the parameters (or a prefix of it), or a function of the
+            parameters that returns one: which of them decay. None is all.
+        nesterov: NAdamW.
+
+    Returns:
+        An optax transformation with the state
+        `(ScaleByAdamState(count, mu, nu), EmptyState, EmptyState)`; the second is
+        `WeightDecaySchedule(count)` if the decay is a schedule, inside a `MaskedState` if there is
+        a mask, the third is `ScaleByScheduleState(count)` if the learning rate is one.
+
+    Raises:
+        ValueError: if `update` gets no parameters.
+        TypeError: if a gradient, or its parameter, is neither floating point nor complex.
+
+    Any number may become a schedule through `optax.inject_hyperparams(adamw)`; half-precision
+    parameters need its `hyperparam_dtype=jnp.float32`, or b2 is rounded to 1, and a `mask` that is
+    a function needs its `static_args="mask"`.
+
+    Differs from optax: as `adam`; the decay too is computed in float32 and added before rounding.
+
+    References:
+        Loshchilov and Hutter, "Decoupled Weight Decay Regularization", ICLR 2019.
+
+    >>> import jax.numpy as jnp
+    >>> params, grads = jnp.array([1.0, 2.0]), jnp.array([0.0, 0.0])
+    >>> optimizer = adamw(0.5, weight_decay=0.5)
+    >>> updates, state = optimizer.update(grads, optimizer.init(params), params)
+    >>> updates
+    Array([-0.25, -0.5 ], dtype=float32)
+    """
+    scale = _scale_by_adam(b1, b2, eps, eps_root, mu_dtype, nesterov)
+    decay = optax.add_decayed_weights(weight_decay, mask)
+    return in_float32(optax.chain(scale, decay, optax.scale_by_learning_rate(learning_rate)))
+
+
+def _scale_by_adam(
+    b1: ArrayLike,
+    b2: ArrayLike,
+    eps: ArrayLike,
+    eps_root: ArrayLike,
+    mu_dtype: DTypeLike | None,
+    nesterov: bool,
+) -> optax.GradientTransformation:
+    """`optax.scale_by_adam`, with its state, but with a bias correction that does not cancel."""
+    b1, b2 = at_least_float32(b1), at_least_float32(b2)
+
+    def divide(m: jax.Array, v: jax.Array) -> jax.Array:
+        return m / (jnp.sqrt(v.real + eps_root) + eps)
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        count = optax.safe_increment(state.count)
+        mu = optax.tree.update_moment(updates, state.mu, b1, 1)
+        nu = optax.tree.update_moment_per_elem_norm(updates, state.nu, b2, 2)
+        if nesterov:
+            ahead = unbias(mu, b1, optax.safe_increment(count))
+            mean = optax.tree.update_moment(unbias(updates, b1, count), ahead, b1, 1)
+        else:
+            mean = unbias(mu, b1, count)
+        ratio = jax.tree.map(divide, mean, unbias(nu, b2, count))
+        return ratio, optax.ScaleByAdamState(count=count, mu=mu, nu=nu)
+
+    return optax.GradientTransformation(optax.scale_by_adam(mu_dtype=mu_dtype).init, update)
