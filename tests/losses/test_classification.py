@@ -10,7 +10,7 @@ import pytest
 import sklearn.metrics
 
 import jloss
-from jloss._core.numerics import softmax_surprise
+from jloss._core.numerics import rounded_surprise
 
 close = functools.partial(np.testing.assert_allclose, rtol=2e-5, atol=1e-6)
 integer_ce = jloss.softmax_cross_entropy_with_integer_labels
@@ -141,9 +141,9 @@ def test_several_axes_of_classes_are_one():
 
 @pytest.mark.parametrize("order", [0, 1, 2])
 def test_the_rule_is_plain_differentiation(order):
-    """`softmax_surprise` has a rule for its derivative, and a plain twin: its own formula."""
+    """`rounded_surprise` has a rule for its derivative, and a plain twin: its own formula."""
     f = lambda core, x: sum(jnp.sum(out * (1 + i)) for i, out in enumerate(core(x, LABELS, (1,))))
-    rule, plain = functools.partial(f, softmax_surprise), functools.partial(f, softmax_surprise.fun)
+    rule, plain = functools.partial(f, rounded_surprise), functools.partial(f, rounded_surprise.fun)
     for _ in range(order):
         rule, plain = (
             lambda x, g=g: jnp.sum(jax.grad(g)(x) * jnp.cos(jnp.arange(C)[None]))
