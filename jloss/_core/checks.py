@@ -20,11 +20,18 @@ T = TypeVar("T")
 _checking = jax.make_user_context(False)
 
 
-def nan_unless(ok: Array, values: Array, message: str) -> Array:
-    """The values, NaN in value and gradient where not `ok`; an error under `checked`."""
+def insist(ok: Array, message: str) -> None:
+    """An error under `checked` where not `ok`; nothing at all otherwise."""
     if _checking.value:
         checkify.check(jnp.all(ok), message)
-    return values * jnp.where(ok, 1, jnp.asarray(jnp.nan, values.dtype))
+
+
+def nan_unless(ok: Array, values: Array, message: str) -> Array:
+    """The values, NaN in value and gradient where not `ok`; an error under `checked`."""
+    insist(ok, message)
+    nan = jnp.asarray(jnp.nan, values.dtype)
+    # The product makes the gradient NaN, the select the value (XLA may fold the product away).
+    return jnp.where(ok, values * jnp.where(ok, 1, nan), nan)
 
 
 def checked(step: Callable[P, T]) -> Callable[P, T]:
@@ -32,7 +39,8 @@ def checked(step: Callable[P, T]) -> Callable[P, T]:
 
     A label out of range, a probability outside [0, 1] or a class mask that hides the label gives
     NaN in value and gradient of its own entry; under `checked` it gives an error that says which
-    argument was wrong. Value assertions of chex within `step` are on as well.
+    argument was wrong. Value assertions of chex within `step` are on as well. (chex then says at
+    exit that some assertions were not inspected. They were: `checked` waits for each.)
 
     Args:
         step: a function, outermost (jitted or not; `grad`, `vmap` and `scan` go inside).
@@ -53,7 +61,6 @@ def checked(step: Callable[P, T]) -> Callable[P, T]:
     ...
     jax...JaxRuntimeError: `labels` should lie in [0, 2)...
     """
-
 
     def named(*args: P.args, **kwargs: P.kwargs) -> T:  # chex asks for a name, which partials lack
         return step(*args, **kwargs)
