@@ -27,7 +27,9 @@ class Row(NamedTuple):
     bad: tuple[float, ...] = ()  # truths that no data has
     classes_exchange: bool = False
     unbounded: bool = True  # whether the output may be any number
-    hyperparameters: Mapping[str, float] = types.MappingProxyType({})
+    hyperparameters: Mapping[str, tuple[float, float]] = types.MappingProxyType(
+        {}
+    )  # name: one to use, one out of bounds
 
     def draw(self, seed: int, batch: int, scale: float = 3.0) -> tuple[np.ndarray, np.ndarray]:
         """A batch in float64 (and integers); the first example is confident and right."""
@@ -127,17 +129,17 @@ CATALOG: dict[str, Row] = {
     "squared_error": Row(jloss.squared_error, lambda x, y: (x[0] - y[0]) ** 2, number),
     "l2_loss": Row(jloss.l2_loss, lambda x, y: (x[0] - y[0]) ** 2 / 2, number),
     "absolute_error": Row(jloss.absolute_error, lambda x, y: abs(x[0] - y[0]), number),
-    "huber_loss": Row(jloss.huber_loss, huber, number, hyperparameters={"delta": 1.5}),
+    "huber_loss": Row(jloss.huber_loss, huber, number, hyperparameters={"delta": (1.5, -1.0)}),
     "log_cosh": Row(jloss.log_cosh, lambda x, y: mp.log(mp.cosh(x[0] - y[0])), number),
     "cosine_similarity": Row(
-        jloss.cosine_similarity, cosine, number, **vector, hyperparameters={"epsilon": 1e-3}
+        jloss.cosine_similarity, cosine, number, **vector, hyperparameters={"epsilon": (1e-3, -1.0)}
     ),
     "cosine_distance": Row(
         jloss.cosine_distance,
         lambda x, y: 1 - cosine(x, y),
         number,
         **vector,
-        hyperparameters={"epsilon": 1e-3},
+        hyperparameters={"epsilon": (1e-3, -1.0)},
     ),
     "softmax_cross_entropy": Row(
         jloss.softmax_cross_entropy,
@@ -150,7 +152,7 @@ CATALOG: dict[str, Row] = {
         lambda x, y: surprise(x, y[0]),
         label,
         **of_labels,
-        hyperparameters={"label_smoothing": 0.1, "z_loss": 1e-3},
+        hyperparameters={"label_smoothing": (0.1, 1.5), "z_loss": (1e-3, np.nan)},
     ),
     "softmax_cross_entropy_with_integer_labels-smoothed": Row(
         functools.partial(integer_ce, label_smoothing=0.125), smoothed, label, **of_labels
@@ -166,7 +168,7 @@ CATALOG: dict[str, Row] = {
         binary,
         bit,
         **of_bits,
-        hyperparameters={"pos_weight": 2.0, "label_smoothing": 0.1},
+        hyperparameters={"pos_weight": (2.0, -1.0), "label_smoothing": (0.1, 10.0)},
     ),
     "sigmoid_binary_cross_entropy-soft": Row(binary_ce, binary, share, **of_bits),
     "sigmoid_binary_cross_entropy-weighted-smoothed": Row(
@@ -176,7 +178,11 @@ CATALOG: dict[str, Row] = {
         **of_bits,
     ),
     "sigmoid_focal_loss": Row(
-        jloss.sigmoid_focal_loss, focal, bit, **of_bits, hyperparameters={"alpha": 0.25, "gamma": 2}
+        jloss.sigmoid_focal_loss,
+        focal,
+        bit,
+        **of_bits,
+        hyperparameters={"alpha": (0.25, 2.0), "gamma": (2.0, -1.0)},
     ),
     "sigmoid_focal_loss-soft": Row(jloss.sigmoid_focal_loss, focal, share, **of_bits),
     "sigmoid_focal_loss-balanced": Row(

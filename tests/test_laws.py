@@ -292,7 +292,7 @@ def test_numpy_and_python_numbers_are_arrays(row):
 @every_loss
 def test_hyperparameters_are_traced(row):
     x, y = batch(row)
-    for name, value in row.hyperparameters.items():
+    for name, (value, _) in row.hyperparameters.items():
         f = lambda h, name=name: row.loss(x, y, **{name: h}, reduction=jloss.mean)
         values = jnp.array([value, 0.5 * value])
         close(jax.jit(jax.vmap(f))(values), [f(float(v)) for v in values])
@@ -496,6 +496,17 @@ def test_wrong_arguments_are_told_by_name(row):
     if truth == "labels" and y.dtype.kind == "i" and row.event:
         with told(TypeError, truth):
             row.loss(x, y.astype(jnp.float32))
+
+
+@every_loss
+def test_hyperparameters_out_of_bounds_are_nan(row):
+    x, y = batch(row)
+    for name, (value, bad) in row.hyperparameters.items():
+        f = jax.jit(lambda h, name=name: row.loss(x, y, **{name: h}))
+        assert np.isnan(f(bad)).all()
+        jloss.checked(f)(value)
+        with pytest.raises(ValueError, match=f"`{name}`"):
+            jloss.checked(f)(bad)
 
 
 @every_loss

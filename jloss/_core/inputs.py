@@ -5,44 +5,61 @@ from __future__ import annotations
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
+
+from jloss._core.checks import nan_unless
 
 Axis = int | tuple[int, ...] | None
 
 
+def as_array(name: str, data: ArrayLike) -> Array:
+    """An array of real numbers or booleans; what is none is told by name."""
+    try:
+        array = jnp.asarray(data)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"`{name}` should be an array of numbers, but is {data!r:.80}") from error
+    if not any(jnp.issubdtype(array.dtype, k) for k in (jnp.floating, jnp.integer, jnp.bool_)):
+        raise TypeError(f"`{name}` should be real, but is {array.dtype}")
+    return array
+
+
 def floats(**arrays: ArrayLike) -> tuple[Array, ...]:
     """The arrays in one floating dtype, never narrower than float32; the first must be floating."""
-    for i, (name, array) in enumerate(arrays.items()):
-        kind = jnp.result_type(array)
-        numbers = jnp.floating if i == 0 else (jnp.floating, jnp.integer, jnp.bool_)
-        if not any(jnp.issubdtype(kind, k) for k in jax.tree.leaves(numbers)):
-            wanted = "floating: cast it first" if i == 0 else "real"
-            raise TypeError(f"`{name}` should be {wanted}, but is {kind}")
+    converted = {name: as_array(name, data) for name, data in arrays.items()}
+    (name, first), *_ = converted.items()
+    message = f"`{name}` should be floating, but is {first.dtype}: cast it first"
+    chex.assert_type(first, jnp.floating, custom_message=message, exception_type=TypeError)
+    return at_least_float32(*converted.values())
+
+
+def at_least_float32(*arrays: Array) -> tuple[Array, ...]:
+    """The arrays in one floating dtype; 8-bit floats, which promote with nothing, as float32."""
     with jax.numpy_dtype_promotion("standard"):
-        dtype = jnp.result_type(*map(_widened, arrays.values()), jnp.float32)
-    return tuple(jnp.asarray(array).astype(dtype) for array in arrays.values())
-
-
-def _widened(array: ArrayLike) -> ArrayLike | jnp.dtype:
-    """8-bit floats promote with nothing: they count as float32."""
-    kind = jnp.result_type(array)
-    narrow = jnp.issubdtype(kind, jnp.floating) and kind.itemsize == 1
-    return jnp.dtype(jnp.float32) if narrow else array
+        kinds = (a.astype(jnp.float32) if a.dtype.itemsize == 1 else a for a in arrays)
+        dtype = jnp.result_type(*kinds, jnp.float32)
+    return tuple(array.astype(dtype) for array in arrays)
 
 
 def integers(name: str, array: ArrayLike) -> Array:
     """Class numbers, in a dtype that holds any number of classes."""
-    array = jnp.asarray(array)
-    message = f"`{name}` should be integers, but is {array.dtype}"
+    if isinstance(array, np.ndarray) and array.dtype.kind in "iu":  # which JAX would wrap around
+        array = np.clip(array, -(2**31), 2**31 - 1)
+    array = as_array(name, array)
+    message = (
+        f"`{name}` should be integers, but is {array.dtype}: cast class numbers; one-hot rows and "
+        f"probabilities go to the loss for distributions"
+    )
     chex.assert_type(array, jnp.integer, custom_message=message, exception_type=TypeError)
     with jax.numpy_dtype_promotion("standard"):
         return array.astype(jnp.promote_types(array.dtype, jnp.int32))
 
 
-def expect_shape(name: str, array: Array, shape: tuple[int, ...]) -> None:
+def expect_shape(name: str, array: Array, shape: tuple[int, ...], hint: str = "") -> None:
     """Raises unless `array` has exactly `shape`: data is never broadcast silently."""
-    message = f"`{name}` should have shape {shape}, but has shape {array.shape}"
+    hint = hint or "nothing is broadcast; reshape it, or index a size-1 axis away"
+    message = f"`{name}` should have shape {shape}, but has shape {array.shape}: {hint}"
     chex.assert_shape(array, shape, custom_message=message, exception_type=ValueError)
 
 
@@ -50,10 +67,14 @@ def canonical_axis(axis: Axis, ndim: int) -> tuple[int, ...]:
     """`axis` as a tuple of numbers from 0; None is all axes."""
     if axis is None:
         return tuple(range(ndim))
-    axis = axis if isinstance(axis, tuple) else (axis,)
-    if any(not -ndim <= a < ndim for a in axis) or len({a % ndim for a in axis}) < len(axis):
-        raise ValueError(f"`axis` should name axes of an array with {ndim}, but is {axis}")
-    return tuple(a % ndim for a in axis)
+    numbers = axis if isinstance(axis, tuple) else (axis,)
+    if not all(isinstance(a, (int, np.integer)) for a in numbers):
+        raise TypeError(f"`axis` should be an integer, a tuple of them or None, but is {axis!r}")
+    if any(not -ndim <= a < ndim for a in numbers):
+        raise ValueError(f"`axis` should lie in [{-ndim}, {ndim}), but is {axis}")
+    if len({a % ndim for a in numbers}) < len(numbers):
+        raise ValueError(f"`axis` should name no axis twice, but is {axis}")
+    return tuple(int(a) % ndim for a in numbers)
 
 
 def without(shape: tuple[int, ...], axis: tuple[int, ...]) -> tuple[int, ...]:
@@ -63,11 +84,11 @@ def without(shape: tuple[int, ...], axis: tuple[int, ...]) -> tuple[int, ...]:
 
 def align(name: str, entries: ArrayLike, shape: tuple[int, ...]) -> Array:
     """`entries` broadcast to `shape`, matched from the left: [batch] goes with [batch, time]."""
-    entries = jnp.asarray(entries)
+    entries = as_array(name, entries)
     padded = jnp.expand_dims(entries, tuple(range(entries.ndim, max(entries.ndim, len(shape)))))
     message = (
-        f"`{name}` of shape {entries.shape} should lie along {shape}, leading axes first "
-        f"(data is never broadcast along a trailing axis)"
+        f"`{name}` of shape {entries.shape} should lie along {shape}, leading axes first: along "
+        f"a later axis, give it axes of size 1 before (`{name}[None]`)"
     )
     chex.assert_is_broadcastable(
         padded.shape, shape, custom_message=message, exception_type=ValueError
@@ -77,13 +98,28 @@ def align(name: str, entries: ArrayLike, shape: tuple[int, ...]) -> Array:
     return jnp.broadcast_to(padded, shape)
 
 
-def hyperparameter(name: str, value: ArrayLike, like: Array) -> Array:
-    """A number, or one for each entry (as many axes as the data), in the data's dtype."""
-    value = jnp.asarray(value).astype(like.dtype)
+def hyperparameter(
+    name: str,
+    value: ArrayLike,
+    like: Array,
+    *,
+    above: float = -jnp.inf,
+    least: float = -jnp.inf,
+    most: float = jnp.inf,
+) -> Array:
+    """A number, or one for each entry (as many axes as the data), in the data's dtype.
+
+    One that is not within its bounds makes all that it enters NaN.
+    """
+    value = as_array(name, value).astype(like.dtype)
     if value.ndim not in (0, like.ndim):
         message = f"`{name}` should be a scalar or have {like.ndim} axes, but has {value.ndim}"
-        raise ValueError(message)
-    return value if value.ndim == 0 else align(name, value, like.shape)
+        raise ValueError(f"{message}: write `{name}[None]` for one along the last of two axes")
+    if value.ndim:
+        value = align(name, value, like.shape)
+    bounds = f"above {above}" if above > -jnp.inf else f"in [{least}, {most}]"
+    ok = (value > above) & (value >= least) & (value <= most)
+    return nan_unless(ok, value, f"`{name}` should be {bounds}")
 
 
 def masks(
@@ -100,8 +136,8 @@ def masks(
     """
     inner, rows, values = None, None, without(shape, axis)
     if where is not None:
-        where = jnp.asarray(where)
-        message = f"`where` should be boolean, but is {where.dtype}"
+        where = as_array("where", where)
+        message = f"`where` should be boolean, but is {where.dtype}: `mask > 0`, or use `weights`"
         chex.assert_type(where, bool, custom_message=message, exception_type=TypeError)
         if axis and where.ndim == len(shape):
             if any(where.shape[a] != 1 for a in axis):
@@ -154,3 +190,8 @@ def probable(probabilities: Array, given: ArrayLike) -> Array:
     kind = jnp.result_type(given)
     stray = 8 * float(jnp.finfo(kind).eps) if jnp.issubdtype(kind, jnp.floating) else 0.0
     return (-stray <= probabilities) & (probabilities <= 1 + stray)
+
+
+def log_probable(log_probabilities: Array, given: ArrayLike) -> Array:
+    """Whether each is at most 0, but for what normalising in the given dtype may leave."""
+    return log_probabilities <= float(jnp.finfo(jnp.result_type(given)).eps) ** 0.5

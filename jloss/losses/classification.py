@@ -13,6 +13,7 @@ from jloss._core.checks import nan_unless
 from jloss._core.inputs import (
     Axis,
     align,
+    as_array,
     blank,
     canonical_axis,
     expect_shape,
@@ -80,7 +81,8 @@ def softmax_cross_entropy(
     ['0.693', '2.06e-09']
     """
     axis = canonical_axis(axis, np.ndim(logits))
-    expect_shape("labels", jnp.asarray(labels), np.shape(logits))
+    hint = "class numbers go to softmax_cross_entropy_with_integer_labels"
+    expect_shape("labels", as_array("labels", labels), np.shape(logits), hint)
     classes, rows = masks(where, weights, np.shape(logits), axis)
 
     @lean
@@ -128,7 +130,8 @@ def softmax_cross_entropy_with_integer_labels(
         label_smoothing: $\alpha$ in [0, 1], the share of the label that is spread evenly over the
             classes (those that `where` leaves).
         class_weights: a weight for each class, which multiplies the weight of the entries it
-            labels, and so enters the denominator of `mean`.
+            labels, and so enters the denominator of `mean`. (With `label_smoothing` torch weighs
+            the smoothed part class by class instead.)
         z_loss: the factor of $(\log \sum_j e^{x_j})^2$, which is added (`z_loss` gives it apart).
         where, weights, reduction: as in every loss, see `jloss.reduction`. `where` over `axis`
             deletes classes.
@@ -159,7 +162,8 @@ def softmax_cross_entropy_with_integer_labels(
     ['1.1', '4.12e-09']
     """
     axis, y = canonical_axis(axis, np.ndim(logits)), integers("labels", labels)
-    expect_shape("labels", y, without(np.shape(logits), axis))
+    hint = "one-hot rows and probabilities go to softmax_cross_entropy"
+    expect_shape("labels", y, without(np.shape(logits), axis), hint)
     sizes = tuple(np.shape(logits)[a] for a in axis)
     ok = (y >= 0) & (y < math.prod(sizes))
     y = jnp.where(ok, y, 0)
@@ -173,7 +177,7 @@ def softmax_cross_entropy_with_integer_labels(
         x = blank(blank(x, classes, -jnp.inf), rows, axis=axis)
         values, logsumexp = softmax_surprise(x, y, axis)
         if label_smoothing is not None:
-            share = hyperparameter("label_smoothing", label_smoothing, values)
+            share = hyperparameter("label_smoothing", label_smoothing, values, least=0, most=1)
             even = logsumexp - jnp.mean(x, axis, where=classes)
             values = product(1 - share, values) + product(share, even)
         if z_loss is not None:
@@ -184,7 +188,11 @@ def softmax_cross_entropy_with_integer_labels(
     if classes is not None:
         ok &= jnp.any(is_label(classes, y, axis) & classes, axis)
     ok = ok if rows is None else ok | ~rows
-    values = nan_unless(ok, values, f"`labels` should lie in [0, {math.prod(sizes)}) and be there")
+    values = nan_unless(
+        ok,
+        values,
+        f"`labels` should lie in [0, {math.prod(sizes)}), at classes that `where` leaves",
+    )
     return finish(values, reduction, where=rows, weights=weights)
 
 
@@ -296,11 +304,11 @@ def sigmoid_binary_cross_entropy(
     x, y, there = paired(logits, labels, where, weights, names=("logits", "labels"))
     ok = probable(y, labels)
     if label_smoothing is not None:
-        alpha = hyperparameter("label_smoothing", label_smoothing, x)
+        alpha = hyperparameter("label_smoothing", label_smoothing, x, least=0, most=1)
         y = (1 - alpha) * y + 0.5 * alpha
     positive = product(y, jax.nn.softplus(-x))
     if pos_weight is not None:
-        positive *= hyperparameter("pos_weight", pos_weight, x)
+        positive *= hyperparameter("pos_weight", pos_weight, x, least=0)
     values = positive + product(1 - y, jax.nn.softplus(x))
     values = nan_unless(ok, values, "`labels` should be probabilities, in [0, 1]")
     return finish(values, reduction, where=there, weights=weights)
@@ -351,14 +359,14 @@ def sigmoid_focal_loss(
     Array([0.0866434, 0.2599302], dtype=float32)
     """
     x, y, there = paired(logits, labels, where, weights, names=("logits", "labels"))
-    gamma = hyperparameter("gamma", gamma, x)
+    gamma = hyperparameter("gamma", gamma, x, least=0)
     cross_entropy = product(y, jax.nn.softplus(-x)) + product(1 - y, jax.nn.softplus(x))
     # log(1 - p) as a log-sum: a power has no slope at 0, nor has a product there any digits.
     tiny = jnp.finfo(x.dtype).tiny
     on, off = jnp.log(y + tiny) - jax.nn.softplus(x), jnp.log(1 - y + tiny) - jax.nn.softplus(-x)
     values = cross_entropy * jnp.exp(gamma * jnp.logaddexp(on, off))
     if alpha is not None:
-        alpha = hyperparameter("alpha", alpha, x)
+        alpha = hyperparameter("alpha", alpha, x, least=0, most=1)
         values *= alpha * y + (1 - alpha) * (1 - y)
     values = nan_unless(probable(y, labels), values, "`labels` should be probabilities, in [0, 1]")
     return finish(values, reduction, where=there, weights=weights)

@@ -166,7 +166,7 @@ def huber_loss(
     Array([0.125, 2.5  ], dtype=float32)
     """
     x, y, there = paired(predictions, targets, where, weights)
-    delta = hyperparameter("delta", delta, x)
+    delta = hyperparameter("delta", delta, x, above=0)
     error, size = x - y, jnp.abs(x - y)
     values = jnp.where(size <= delta, 0.5 * error**2, delta * (size - 0.5 * delta))
     return finish(values, reduction, where=there, weights=weights)
@@ -260,7 +260,7 @@ def cosine_similarity(
     """
     axis = canonical_axis(axis, np.ndim(predictions))
     x, y, there = paired(predictions, targets, where, weights, axis)
-    epsilon = hyperparameter("epsilon", epsilon, x)
+    epsilon = hyperparameter("epsilon", epsilon, x, least=0)
     (u, _), (v, _) = unit(x, axis, epsilon), unit(y, axis, epsilon)
     return finish(jnp.sum(u * v, axis), reduction, where=there, weights=weights)
 
@@ -308,7 +308,7 @@ def cosine_distance(
     """
     axis = canonical_axis(axis, np.ndim(predictions))
     x, y, there = paired(predictions, targets, where, weights, axis)
-    epsilon = hyperparameter("epsilon", epsilon, x)
+    epsilon = hyperparameter("epsilon", epsilon, x, least=0)
     (u, short_u), (v, short_v) = unit(x, axis, epsilon), unit(y, axis, epsilon)
     values = 0.5 * (jnp.sum((u - v) ** 2, axis) + short_u + short_v)
     return finish(values, reduction, where=there, weights=weights)
