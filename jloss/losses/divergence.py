@@ -8,7 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from jloss._core.checks import nan_unless
-from jloss._core.inputs import Axis, blank, canonical_axis, expect_shape, floats, masks, probable
+from jloss._core.inputs import (
+    Axis,
+    as_array,
+    blank,
+    canonical_axis,
+    expect_shape,
+    floats,
+    log_probable,
+    masks,
+    probable,
+)
 from jloss._core.numerics import lean
 from jloss.reduction import R, Reduction, each, finish
 
@@ -48,10 +58,12 @@ def kl_divergence(
         ValueError: for shapes that differ.
         TypeError: for predictions that are not floating.
 
-    A target outside [0, 1] gives NaN, in value and gradient of its own row.
+    A target outside [0, 1], or a log-prediction above 0 (a probability, given for its logarithm, is
+    one), gives NaN, in value and gradient of its own row.
 
     Differs from optax: no NaN gradient at a target of 0, nor NaN for a log-prediction of -inf
-    there; float32 results for half-precision inputs; no silent broadcast.
+    there; NaN for what is no distribution; float32 results for half-precision inputs; no silent
+    broadcast.
 
     References:
         Kullback and Leibler, "On Information and Sufficiency", Annals of Mathematical Statistics,
@@ -61,7 +73,7 @@ def kl_divergence(
     Array([1.3862944], dtype=float32)
     """
     axis = canonical_axis(axis, np.ndim(log_predictions))
-    expect_shape("targets", jnp.asarray(targets), np.shape(log_predictions))
+    expect_shape("targets", as_array("targets", targets), np.shape(log_predictions))
     classes, rows = masks(where, weights, np.shape(log_predictions), axis)
 
     @lean
@@ -71,8 +83,10 @@ def kl_divergence(
         some = p != 0
         log_ratio = jnp.log(jnp.abs(jnp.where(some, p, 1))) - jnp.where(some, log_q, 0)
         values = jnp.sum(jnp.where(some, p * log_ratio, 0), axis)
-        return values, jnp.all(probable(p, targets), axis)
+        proper = log_probable(log_q, log_predictions)
+        return values, jnp.all(proper, axis), jnp.all(probable(p, targets), axis)
 
-    values, ok = formula(jnp.asarray(log_predictions), jnp.asarray(targets))
+    values, proper, ok = formula(jnp.asarray(log_predictions), jnp.asarray(targets))
+    values = nan_unless(proper, values, "`log_predictions` should be log-probabilities, at most 0")
     values = nan_unless(ok, values, "`targets` should be probabilities, in [0, 1]")
     return finish(values, reduction, where=rows, weights=weights)
