@@ -72,6 +72,9 @@ class ClassificationCounts:
             return NotImplemented
         return jax.tree.map(jnp.add, self, other)
 
+    def __radd__(self, other: int) -> ClassificationCounts:
+        return self if isinstance(other, int) and other == 0 else NotImplemented  # for `sum`
+
 
 def classification_counts(
     predictions: Int[ArrayLike, "*batch"],
@@ -469,6 +472,8 @@ def top_k_accuracy(
     rank = jnp.sum(above, axis, dtype=k.dtype)
     values = ((rank < k) & ~jnp.isnan(jnp.squeeze(own, axis))).astype(x.dtype)
     ok = ok if rows is None else ok | ~rows
-    values = nan_unless(ok, values, f"`labels` should lie in [0, {size}) and be there")
+    values = nan_unless(
+        ok, values, f"`labels` should lie in [0, {size}), at classes that `where` leaves"
+    )
     values = jnp.where(ok, values, jnp.nan)  # under jit XLA takes a boolean times NaN for 0
     return finish(values, reduction, where=rows, weights=weights)

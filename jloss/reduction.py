@@ -19,6 +19,7 @@ weights from 0, multiply the values of `each` by them.
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from typing import Protocol
 
 import jax
@@ -27,8 +28,9 @@ from jax import Array
 from jax.typing import ArrayLike
 from typing_extensions import TypeVar
 
-from jloss._core.inputs import align, blank
+from jloss._core.inputs import align, as_array, at_least_float32, blank, masks
 
+T = TypeVar("T")
 R = TypeVar("R", default=Array)
 R_co = TypeVar("R_co", default=Array, covariant=True)
 AxisName = str | tuple[str, ...] | None
@@ -70,9 +72,23 @@ class Tally:
             return NotImplemented
         return Tally(self.total + other.total, self.weight + other.weight)
 
+    def __radd__(self, other: int) -> Tally:
+        return self if isinstance(other, int) and other == 0 else NotImplemented  # for `sum`
+
     def mean(self) -> Array:
         """Total over weight; 0, not NaN, where nothing was counted."""
-        return self.total / jnp.where(self.weight == 0, 1, self.weight)
+        return self.divide(self.total)
+
+    def divide(self, totals: T) -> T:
+        """A pytree of totals (gradients of `total`, say) over the weight; 0 if nothing counted."""
+        nothing = (self.weight == 0) & (self.total == 0)
+        weight = jnp.where(nothing, 1, self.weight)  # weights that cancel do divide by 0
+
+        def over_weight(total: Array) -> Array:
+            (wide,) = at_least_float32(total)
+            return (wide / weight.astype(wide.dtype)).astype(total.dtype)
+
+        return jax.tree.map(over_weight, totals)
 
 
 def each(
@@ -85,11 +101,12 @@ def each(
     >>> each(jnp.array([1.0, 2.0, 3.0]), where=jnp.array([True, False, True]))
     Array([1., 0., 3.], dtype=float32)
     """
-    where = None if where is None else align("where", where, values.shape)
-    values = blank(values, where)
+    (values,) = at_least_float32(as_array("values", values))
+    _, there = masks(where, weights, values.shape)
+    values = blank(values, there)
     if weights is None:
         return values
-    return values * blank(align("weights", weights, values.shape).astype(values.dtype), where)
+    return values * blank(align("weights", weights, values.shape).astype(values.dtype), there)
 
 
 def tally(
@@ -111,6 +128,7 @@ def tally(
     >>> tally(jnp.array([1.0, 2.0, 6.0]), weights=jnp.array([1, 1, 2]))
     Tally(total=Array(15., dtype=float32), weight=Array(4., dtype=float32))
     """
+    (values,) = at_least_float32(as_array("values", values))
     ones = jnp.ones_like(values)
     counted = Tally(
         jnp.sum(each(values, where=where, weights=weights), axis),
@@ -162,11 +180,13 @@ def finish(
     weights: ArrayLike | None = None,
 ) -> R:
     """The door out of a loss: mask and weights aligned with the values, a string told by name."""
-    if not callable(reduction):
+    try:
+        inspect.signature(reduction).bind(values, where=where, weights=weights)
+    except (TypeError, ValueError) as error:
         raise TypeError(
-            "`reduction` should be a function (jloss.each, jloss.mean, jloss.sum, jloss.tally or "
-            f"one of your own), but is {reduction!r}"
-        )
+            "`reduction` should be jloss.each, jloss.mean, jloss.sum, jloss.tally or a function "
+            f"of (values, *, where, weights), but is {reduction!r}"
+        ) from error
     where = None if where is None else align("where", where, values.shape)
     weights = None if weights is None else align("weights", weights, values.shape)
     return reduction(values, where=where, weights=weights)

@@ -68,7 +68,12 @@ def test_a_tally_adds_in_every_way_jax_adds():
     assert jax.grad(lambda v: jloss.tally(v).mean())(parts).sum() == pytest.approx(1)
 
 
-@pytest.mark.parametrize("other", [1.0, 0, (1.0, 2.0), None])
+def test_python_s_sum_adds_tallies():
+    parts = [jloss.tally(row) for row in VALUES]
+    assert sum(parts).mean() == VALUES.mean()
+
+
+@pytest.mark.parametrize("other", [1.0, 2, (1.0, 2.0), None])
 def test_a_tally_adds_to_nothing_else(other):
     tally = jloss.tally(VALUES)
     with pytest.raises(TypeError):
@@ -94,3 +99,45 @@ def test_half_precision_weights_are_counted_in_full():
     ones = jnp.ones(5000)
     tally = jloss.tally(ones, weights=ones.astype(jnp.bfloat16))
     assert tally.weight == 5000
+
+
+every_reduction = pytest.mark.parametrize("reduce", [jloss.mean, jloss.sum, jloss.each])
+
+
+@every_reduction
+def test_called_directly_the_two_laws_hold_too(reduce):
+    values, there = jnp.array([1.0, jnp.nan, 3.0]), np.array([True, False, True])
+    expected = reduce(jnp.array([1.0, 3.0])).sum()
+    for doors in ({"where": there}, {"weights": there.astype(np.float32)}):
+        total = lambda v, doors=doors: reduce(v, **doors).sum()
+        assert total(values) == expected
+        assert np.isfinite(jax.grad(total)(values)).all()
+    with pytest.raises(TypeError, match="`where`"):
+        reduce(values, where=np.array([0.5, 0.0, 1.0]))
+
+
+def test_values_of_any_kind_are_weighed_in_float32():
+    weights = np.array([3.0, 0.5])
+    assert jloss.mean(jnp.array([True, False]), weights=weights) == pytest.approx(3 / 3.5)
+    assert jloss.mean(jnp.array([200, 100], jnp.uint8), weights=weights) == pytest.approx(650 / 3.5)
+    assert jloss.tally(jnp.ones(257, jnp.bfloat16)).total == 257
+    assert jloss.mean(jnp.ones(70000, jnp.float16)) == 1
+
+
+def test_gradients_are_divided_like_their_total():
+    tally = jloss.Tally(jnp.array(6.0), jnp.array(3.0))
+    gradient = tally.divide({"w": jnp.array([3.0, 6.0]), "b": jnp.array(3.0, jnp.bfloat16)})
+    np.testing.assert_array_equal(gradient["w"], [1, 2])
+    assert gradient["b"].dtype == jnp.bfloat16
+    nothing = jloss.tally(VALUES, where=np.zeros(2, bool))
+    np.testing.assert_array_equal(nothing.divide(jnp.zeros(3)), 0)
+
+
+def test_weights_that_cancel_have_no_mean():
+    assert not np.isfinite(jloss.mean(jnp.array([1.0, 2.0]), weights=np.array([1, -1])))
+
+
+@pytest.mark.parametrize("reduction", [jnp.mean, lambda values: values.mean(), max])
+def test_a_reduction_of_another_shape_is_told_by_name(reduction):
+    with pytest.raises(TypeError, match="`reduction` should be"):
+        jloss.squared_error(VALUES, reduction=reduction)
