@@ -6,7 +6,6 @@ import functools
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
-import chex
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -39,11 +38,12 @@ def checked(step: Callable[P, T]) -> Callable[P, T]:
 
     A label out of range, a probability outside [0, 1] or a class mask that hides the label gives
     NaN in value and gradient of its own entry; under `checked` it gives an error that says which
-    argument was wrong. Value assertions of chex within `step` are on as well. (chex then says at
-    exit that some assertions were not inspected. They were: `checked` waits for each.)
+    argument was wrong.
 
     Args:
-        step: a function, outermost (jitted or not; `grad`, `vmap` and `scan` go inside).
+        step: a function, outermost: jitted or not, with `grad`, `vmap` and `scan` inside. It is
+            traced, as under `jit`, at every call. Arrays that it donates are copied first. Of a
+            step that changes objects in place (flax nnx), check a function of the loss alone.
 
     Returns:
         A function of the same arguments and results, compiled apart and slower.
@@ -62,14 +62,21 @@ def checked(step: Callable[P, T]) -> Callable[P, T]:
     jax...JaxRuntimeError: `labels` should lie in [0, 2)...
     """
 
-    def named(*args: P.args, **kwargs: P.kwargs) -> T:  # chex asks for a name, which partials lack
-        return step(*args, **kwargs)
-
-    chexified = chex.chexify(named, async_check=False)
-
     @functools.wraps(step)
     def run(*args: P.args, **kwargs: P.kwargs) -> T:
+        def arrays_of_result() -> list[Array]:  # a result may hold other things, which stay here
+            out = step(*copies[0], **copies[1])  # pyright: ignore[reportCallIssue]
+            leaves, result["tree"] = jax.tree.flatten(out)
+            result["leaves"] = [None if isinstance(a, jax.Array) else a for a in leaves]
+            return [a for a in leaves if isinstance(a, jax.Array)]
+
+        result = {}
+        copies = jax.tree.map(lambda a: a.copy() if isinstance(a, jax.Array) else a, (args, kwargs))
         with _checking(True):
-            return chexified(*args, **kwargs)
+            error, arrays = checkify.checkify(arrays_of_result, errors=checkify.user_checks)()
+        checkify.check_error(jax.device_get(error))
+        arrays = iter(arrays)
+        leaves = [next(arrays) if leaf is None else leaf for leaf in result["leaves"]]
+        return jax.tree.unflatten(result["tree"], leaves)
 
     return run
