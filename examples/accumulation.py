@@ -57,7 +57,7 @@ def added_tallies(params, microbatches):
 
     zero = jax.tree.map(jnp.zeros_like, params), jloss.Tally(jnp.zeros(()), jnp.zeros(()))
     (gradient, tally), _ = jax.lax.scan(add, zero, microbatches)
-    return tally.mean(), jax.tree.map(lambda g: g / tally.weight, gradient)
+    return tally.mean(), tally.divide(gradient)
 
 
 @jax.jit

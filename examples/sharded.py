@@ -57,7 +57,7 @@ def with_tallies(params, batch):
 
     own = jax.lax.pcast(params, "data", to="varying")  # so that the gradient is this device's
     gradient, tally = jax.lax.psum(jax.grad(total, has_aux=True)(own), "data")
-    return tally.mean(), gradient / tally.weight
+    return tally.mean(), tally.divide(gradient)
 
 
 def psum_twice(params, batch):

@@ -1,5 +1,7 @@
 """Loss functions and gradient transforms for JAX: see the README for a tour."""
 
+from jloss import metrics as metrics
+from jloss import training as training
 from jloss._core.checks import checked as checked
 from jloss.losses.classification import sigmoid_binary_cross_entropy as sigmoid_binary_cross_entropy
 from jloss.losses.classification import sigmoid_focal_loss as sigmoid_focal_loss
