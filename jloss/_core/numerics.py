@@ -104,5 +104,5 @@ def unit(x: Array, axis: tuple[int, ...], epsilon: Array) -> tuple[Array, Array]
     x = x / size
     square = jnp.sum(x * x, axis, keepdims=True)
     least = jnp.maximum(square, epsilon / size / size)
-    least = jnp.where(least > 0, least, 1)
+    least = jnp.where(least == 0, 1, least)
     return x * jax.lax.rsqrt(least), jnp.squeeze(1 - square / least, axis)
