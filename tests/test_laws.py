@@ -499,6 +499,18 @@ def test_wrong_arguments_are_told_by_name(row):
 
 
 @every_loss
+def test_slopes_in_hyperparameters_do_not_see_what_is_deleted(row):
+    x, y = batch(row)
+    rows = np.repeat(WHERE[:, None], CLASSES, 1) if row.event else WHERE
+    for name, (value, _) in row.hyperparameters.items():
+        f = lambda h, x, y, m, name=name: row.loss(x, y, **{name: h}, where=m, reduction=jloss.mean)
+        left = jax.grad(f)(value, x[WHERE], y[WHERE], None)
+        for where in (WHERE, rows):
+            stored = junk(x, ~WHERE), junk(y, ~WHERE)
+            close(jax.jit(jax.grad(f))(value, *stored, where), left)
+
+
+@every_loss
 def test_hyperparameters_out_of_bounds_are_nan(row):
     x, y = batch(row)
     for name, (value, bad) in row.hyperparameters.items():

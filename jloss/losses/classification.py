@@ -178,7 +178,8 @@ def softmax_cross_entropy_with_integer_labels(
         values, logsumexp = softmax_surprise(x, y, axis)
         if label_smoothing is not None:
             share = hyperparameter("label_smoothing", label_smoothing, values, least=0, most=1)
-            even = logsumexp - jnp.mean(x, axis, where=classes)
+            left = None if classes is None else classes | ~jnp.expand_dims(rows, axis)
+            even = logsumexp - jnp.mean(x, axis, where=left)  # of a deleted row: of all its zeros
             values = product(1 - share, values) + product(share, even)
         if z_loss is not None:
             values += hyperparameter("z_loss", z_loss, values) * logsumexp**2
