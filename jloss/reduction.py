@@ -85,6 +85,7 @@ class Tally:
         weight = jnp.where(nothing, 1, self.weight)  # weights that cancel do divide by 0
 
         def over_weight(total: Array) -> Array:
+            total = as_array("totals", total)
             (wide,) = at_least_float32(total)
             return (wide / weight.astype(wide.dtype)).astype(total.dtype)
 

@@ -382,7 +382,7 @@ def test_edges_are_finite(row):
     if row.names[1] and y.dtype.kind == "f":
         derivatives["slope in the truth"] = jax.grad(row.loss, argnums=1)
     derivatives = {name: jax.jit(jax.vmap(f)) for name, f in derivatives.items()}
-    for edge in (1e4, -1e4, 1e-40, -1e-40, 0.0, -0.0):
+    for edge in (1e4, -1e4, 50.0, -50.0, 1e-40, -1e-40, 0.0, -0.0):
         if not row.unbounded and edge > 0:
             continue
         for at_edge in (x.at[..., 0].set(edge) if row.event else x, jnp.full_like(x, edge)):

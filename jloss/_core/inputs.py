@@ -44,7 +44,7 @@ def at_least_float32(*arrays: Array) -> tuple[Array, ...]:
 
 def integers(name: str, array: ArrayLike) -> Array:
     """Class numbers, in a dtype that holds any number of classes."""
-    if isinstance(array, np.ndarray) and array.dtype.kind in "iu":  # which JAX would wrap around
+    if isinstance(array, (np.ndarray, np.generic)) and array.dtype.kind in "iu":  # JAX would wrap
         array = np.clip(array, -(2**31), 2**31 - 1)
     array = as_array(name, array)
     message = (
@@ -52,8 +52,7 @@ def integers(name: str, array: ArrayLike) -> Array:
         f"probabilities go to the loss for distributions"
     )
     chex.assert_type(array, jnp.integer, custom_message=message, exception_type=TypeError)
-    with jax.numpy_dtype_promotion("standard"):
-        return array.astype(jnp.promote_types(array.dtype, jnp.int32))
+    return array if array.dtype.itemsize >= 4 else array.astype(jnp.int32)
 
 
 def expect_shape(name: str, array: Array, shape: tuple[int, ...], hint: str = "") -> None:
@@ -102,6 +101,7 @@ def hyperparameter(
     name: str,
     value: ArrayLike,
     like: Array,
+    there: Array | None = None,
     *,
     above: float = -jnp.inf,
     least: float = -jnp.inf,
@@ -109,14 +109,14 @@ def hyperparameter(
 ) -> Array:
     """A number, or one for each entry (as many axes as the data), in the data's dtype.
 
-    One that is not within its bounds makes all that it enters NaN.
+    One that is not within its bounds makes all that it enters NaN, but for what is not `there`.
     """
     value = as_array(name, value).astype(like.dtype)
     if value.ndim not in (0, like.ndim):
         message = f"`{name}` should be a scalar or have {like.ndim} axes, but has {value.ndim}"
         raise ValueError(f"{message}: write `{name}[None]` for one along the last of two axes")
     if value.ndim:
-        value = align(name, value, like.shape)
+        value = blank(align(name, value, like.shape), there, 1)  # within all bounds
     bounds = f"above {above}" if above > -jnp.inf else f"in [{least}, {most}]"
     ok = (value > above) & (value >= least) & (value <= most)
     return nan_unless(ok, value, f"`{name}` should be {bounds}")
@@ -187,11 +187,12 @@ def paired(
 
 def probable(probabilities: Array, given: ArrayLike) -> Array:
     """Whether each lies in [0, 1], but for a few roundings in the dtype that it was given in."""
-    kind = jnp.result_type(given)
+    kind = jnp.asarray(given).dtype
     stray = 8 * float(jnp.finfo(kind).eps) if jnp.issubdtype(kind, jnp.floating) else 0.0
+    stray = min(stray, 1 / 16)
     return (-stray <= probabilities) & (probabilities <= 1 + stray)
 
 
 def log_probable(log_probabilities: Array, given: ArrayLike) -> Array:
     """Whether each is at most 0, but for what normalising in the given dtype may leave."""
-    return log_probabilities <= float(jnp.finfo(jnp.result_type(given)).eps) ** 0.5
+    return log_probabilities <= float(jnp.finfo(jnp.asarray(given).dtype).eps) ** 0.5

@@ -14,6 +14,7 @@ from jloss._core.inputs import (
     Axis,
     align,
     as_array,
+    at_least_float32,
     blank,
     canonical_axis,
     expect_shape,
@@ -177,12 +178,16 @@ def softmax_cross_entropy_with_integer_labels(
         x = blank(blank(x, classes, -jnp.inf), rows, axis=axis)
         values, logsumexp = softmax_surprise(x, y, axis)
         if label_smoothing is not None:
-            share = hyperparameter("label_smoothing", label_smoothing, values, least=0, most=1)
-            left = None if classes is None else classes | ~jnp.expand_dims(rows, axis)
-            even = logsumexp - jnp.mean(x, axis, where=left)  # of a deleted row: of all its zeros
+            share = hyperparameter(
+                "label_smoothing", label_smoothing, values, rows, least=0, most=1
+            )
+            left = classes
+            if classes is not None and rows is not None:  # of a deleted row, all its zeros
+                left = classes | ~jnp.expand_dims(rows, axis)
+            even = logsumexp - jnp.mean(x, axis, where=left)
             values = product(1 - share, values) + product(share, even)
         if z_loss is not None:
-            values += hyperparameter("z_loss", z_loss, values) * logsumexp**2
+            values += hyperparameter("z_loss", z_loss, values, rows) * logsumexp**2
         return values
 
     values = formula(jnp.asarray(logits))
@@ -205,7 +210,7 @@ def _times_class_weight(
     known: Array,
 ) -> Array:
     """The weights of the entries times those of their labels; an unknown label has weight 1."""
-    by_class = jnp.asarray(class_weights).astype(float)
+    (by_class,) = at_least_float32(as_array("class_weights", class_weights))
     expect_shape("class_weights", by_class, sizes)
     by_class = by_class.reshape((1,) * labels.ndim + (-1,))
     of_label = jnp.where(known, pick(by_class, labels, (labels.ndim,)), 1)
@@ -305,11 +310,11 @@ def sigmoid_binary_cross_entropy(
     x, y, there = paired(logits, labels, where, weights, names=("logits", "labels"))
     ok = probable(y, labels)
     if label_smoothing is not None:
-        alpha = hyperparameter("label_smoothing", label_smoothing, x, least=0, most=1)
+        alpha = hyperparameter("label_smoothing", label_smoothing, x, there, least=0, most=1)
         y = (1 - alpha) * y + 0.5 * alpha
     positive = product(y, jax.nn.softplus(-x))
     if pos_weight is not None:
-        positive *= hyperparameter("pos_weight", pos_weight, x, least=0)
+        positive *= hyperparameter("pos_weight", pos_weight, x, there, least=0)
     values = positive + product(1 - y, jax.nn.softplus(x))
     values = nan_unless(ok, values, "`labels` should be probabilities, in [0, 1]")
     return finish(values, reduction, where=there, weights=weights)
@@ -360,14 +365,14 @@ def sigmoid_focal_loss(
     Array([0.0866434, 0.2599302], dtype=float32)
     """
     x, y, there = paired(logits, labels, where, weights, names=("logits", "labels"))
-    gamma = hyperparameter("gamma", gamma, x, least=0)
+    gamma = hyperparameter("gamma", gamma, x, there, least=0)
     cross_entropy = product(y, jax.nn.softplus(-x)) + product(1 - y, jax.nn.softplus(x))
     # log(1 - p) as a log-sum: a power has no slope at 0, nor has a product there any digits.
     tiny = jnp.finfo(x.dtype).tiny
     on, off = jnp.log(y + tiny) - jax.nn.softplus(x), jnp.log(1 - y + tiny) - jax.nn.softplus(-x)
     values = cross_entropy * jnp.exp(gamma * jnp.logaddexp(on, off))
     if alpha is not None:
-        alpha = hyperparameter("alpha", alpha, x, least=0, most=1)
+        alpha = hyperparameter("alpha", alpha, x, there, least=0, most=1)
         values *= alpha * y + (1 - alpha) * (1 - y)
     values = nan_unless(probable(y, labels), values, "`labels` should be probabilities, in [0, 1]")
     return finish(values, reduction, where=there, weights=weights)

@@ -166,9 +166,12 @@ def huber_loss(
     Array([0.125, 2.5  ], dtype=float32)
     """
     x, y, there = paired(predictions, targets, where, weights)
-    delta = hyperparameter("delta", delta, x, above=0)
+    delta = hyperparameter("delta", delta, x, there, above=0)
     error, size = x - y, jnp.abs(x - y)
-    values = jnp.where(size <= delta, 0.5 * error**2, delta * (size - 0.5 * delta))
+    near = size <= delta
+    slope = jnp.where(near, 1, delta)  # an infinite delta, or error, reaches no gradient
+    parabola = 0.5 * jnp.where(near, error, 0) ** 2
+    values = jnp.where(near, parabola, slope * (size - 0.5 * slope))
     return finish(values, reduction, where=there, weights=weights)
 
 
@@ -210,7 +213,7 @@ def log_cosh(
     x, y, there = paired(predictions, targets, where, weights)
     error, size = x - y, jnp.abs(x - y)
     near = size < 1
-    parabola = 0.5 * jnp.log1p(jnp.sinh(jnp.where(near, error, 0)) ** 2)
+    parabola = -0.5 * jnp.log1p(-(jnp.tanh(jnp.where(near, error, 0)) ** 2))
     line = size + jnp.log1p(jnp.exp(-2 * size)) - jnp.log(2.0).astype(x.dtype)
     return finish(jnp.where(near, parabola, line), reduction, where=there, weights=weights)
 

@@ -109,7 +109,8 @@ def _square(w: Array) -> Array:
 
 def _total(measure: Callable[[Array], Array], params: PyTree, mask: Mask | None) -> Array:
     """The sum of `measure` over the entries that `mask` leaves."""
-    mask = True if mask is None else mask(params) if callable(mask) else mask
+    is_function = callable(mask) and jax.tree_util.all_leaves([mask])  # an equinox mask is no leaf
+    mask = True if mask is None else mask(params) if is_function else mask
 
     def below(kept: ArrayLike, branch: PyTree) -> Array:
         return _add([_leaf_total(measure, leaf, kept) for leaf in jax.tree.leaves(branch)])
@@ -118,9 +119,9 @@ def _total(measure: Callable[[Array], Array], params: PyTree, mask: Mask | None)
 
 
 def _leaf_total(measure: Callable[[Array], Array], leaf: ArrayLike, kept: ArrayLike) -> Array:
-    leaf = jnp.asarray(leaf)
-    if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+    if not jnp.issubdtype(getattr(leaf, "dtype", type(leaf)), jnp.inexact):
         return jnp.zeros((), jnp.float32)
+    leaf = jnp.asarray(leaf)
     with jax.numpy_dtype_promotion("standard"):
         leaf = leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
     _, there = masks(kept, None, leaf.shape)

@@ -118,6 +118,12 @@ def test_a_class_mask_that_hides_the_label_is_nan():
         jloss.checked(jax.jit(integer_ce))(LOGITS, LABELS, where=where)
 
 
+@pytest.mark.parametrize("label", [2**32, 2**40 + 1, -(2**63)])
+def test_labels_of_64_bits_do_not_wrap_around(label):
+    assert np.isnan(integer_ce(LOGITS[0], np.int64(label)))
+    assert np.isnan(integer_ce(LOGITS[:1], np.array([label])))[0]
+
+
 @pytest.mark.parametrize("dtype", [jnp.int8, jnp.uint8, jnp.int16, jnp.int32, jnp.uint32])
 def test_labels_of_any_integer_dtype(dtype):
     logits = jax.random.normal(jax.random.key(0), (3, 300))

@@ -72,6 +72,11 @@ def test_huber_delta_may_differ_by_feature():
         close(by_feature[:, i], jloss.huber_loss(predictions[:, i], delta=delta))
 
 
+def test_an_infinite_delta_is_l2():
+    value, slope = jax.value_and_grad(jloss.huber_loss)(3.0, delta=jnp.inf)
+    assert (value, slope) == (4.5, 3.0)
+
+
 def test_log_cosh_near_and_far():
     near = jnp.array([1e-6, 1e-4, 1e-3, 1e-2])
     close(jloss.log_cosh(near), near**2 / 2 - near**4 / 12)

@@ -1,5 +1,6 @@
 """What is true of each penalty on parameters."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -88,6 +89,16 @@ def test_odd_trees(penalty):
     assert jnp.isfinite(
         jax.jit(jax.grad(lambda w: penalty(w).real))(jnp.zeros(2, jnp.complex64))
     ).all()
+
+
+@every_penalty
+def test_equinox_models_and_masks(penalty):
+    model = eqx.nn.MLP(2, 3, 4, depth=1, key=jax.random.key(0))
+    weights = [layer.weight for layer in model.layers]
+    mask = jax.tree.map(lambda leaf: getattr(leaf, "ndim", 0) == 2, model)
+    np.testing.assert_allclose(penalty(model, mask=mask), penalty(weights), rtol=1e-6)
+    biases = [layer.bias for layer in model.layers]
+    np.testing.assert_allclose(penalty(model), penalty([weights, biases]), rtol=1e-6)
 
 
 @every_penalty
