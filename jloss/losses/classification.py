@@ -367,12 +367,19 @@ def sigmoid_focal_loss(
     x, y, there = paired(logits, labels, where, weights, names=("logits", "labels"))
     gamma = hyperparameter("gamma", gamma, x, there, least=0)
     cross_entropy = product(y, jax.nn.softplus(-x)) + product(1 - y, jax.nn.softplus(x))
-    # log(1 - p) as a log-sum: a power has no slope at 0, nor has a product there any digits.
-    tiny = jnp.finfo(x.dtype).tiny
-    on, off = jnp.log(y + tiny) - jax.nn.softplus(x), jnp.log(1 - y + tiny) - jax.nn.softplus(-x)
-    values = cross_entropy * jnp.exp(gamma * jnp.logaddexp(on, off))
+    values = cross_entropy * jnp.exp(gamma * _log_miss(x, y))
     if alpha is not None:
         alpha = hyperparameter("alpha", alpha, x, there, least=0, most=1)
         values *= alpha * y + (1 - alpha) * (1 - y)
     values = nan_unless(probable(y, labels), values, "`labels` should be probabilities, in [0, 1]")
     return finish(values, reduction, where=there, weights=weights)
+
+
+def _log_miss(x: Array, y: Array) -> Array:
+    """log(1 - p), as a log-sum: a power has no slope at 0, nor has a product there any digits."""
+    on, off = -jax.nn.softplus(x), -jax.nn.softplus(-x)
+    top = jnp.maximum(jnp.where(y > 0, on, -jnp.inf), jnp.where(y < 1, off, -jnp.inf))
+    top = jax.lax.stop_gradient(jnp.where(jnp.isfinite(top), top, 0))
+    on, off = (jnp.exp(jnp.minimum(side - top, 40)) for side in (on, off))
+    rest = y * on + (1 - y) * off
+    return top + jnp.log(jnp.where(rest > 0, rest, 1))

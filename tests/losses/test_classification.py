@@ -277,3 +277,13 @@ def test_focal_loss_of_labels_between_is_optax_s():
 def test_the_slope_in_hard_labels_is_finite():
     slope = jax.grad(lambda y: jloss.sigmoid_focal_loss(LOGITS, y).sum())(ONE_HOT)
     assert np.isfinite(slope).all()
+
+
+@pytest.mark.parametrize("y", [0.0, 1.0])
+def test_the_slope_of_the_focal_loss_in_hard_labels(y):
+    x = np.array([-5.0, -1.0, 0.1, 1.0, 5.0])
+    slope = jax.jit(jax.grad(lambda y: jloss.sigmoid_focal_loss(jnp.asarray(x, "f4"), y).sum()))
+    on, off = 1 / (1 + np.exp(x)), 1 / (1 + np.exp(-x))  # the miss at labels 1 and 0
+    miss = y * on + (1 - y) * off
+    entropy = -y * np.log(off) - (1 - y) * np.log(on)
+    close(slope(jnp.full(5, y)), 2 * miss * (on - off) * entropy - x * miss**2)
