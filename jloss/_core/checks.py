@@ -43,7 +43,8 @@ def checked(step: Callable[P, T]) -> Callable[P, T]:
     Args:
         step: a function, outermost: jitted or not, with `grad`, `vmap` and `scan` inside. It is
             traced, as under `jit`, at every call. Arrays that it donates are copied first. Of a
-            step that changes objects in place (flax nnx), check a function of the loss alone.
+            step that changes objects in place (flax nnx), check a function of the loss alone. A
+            check inside a scan that is differentiated from outside is lost.
 
     Returns:
         A function of the same arguments and results, compiled apart and slower.
