@@ -454,12 +454,13 @@ def test_checked_names_the_argument(row):
         "grad": jax.jit(jax.grad(functools.partial(row.loss, reduction=jloss.mean))),
         "vmap": jax.jit(jax.vmap(row.loss)),
         "scan": jax.jit(scanned),
+        "grad of scan": jax.jit(jax.grad(scanned)),
     }
     for form in forms.values():
         jloss.checked(form)(x, y)
         with pytest.raises(ValueError, match=f"`{row.names[1]}`"):
             jloss.checked(form)(x, wrong)
-        assert "check" not in str(jax.make_jaxpr(form)(x, wrong))
+        assert "callback" not in str(jax.make_jaxpr(form)(x, wrong))
     jloss.checked(f)(x, wrong)  # entry 2 is deleted
 
 

@@ -9,7 +9,7 @@ from typing import ParamSpec, TypeVar
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.experimental import checkify
+from jax.core import Tracer
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -17,12 +17,18 @@ T = TypeVar("T")
 # A user context is part of jit's key: a checked step is a compilation of its own, and an
 # unchecked one holds no trace of a check (one left in costs every call jit's fast dispatch).
 _checking = jax.make_user_context(False)
+_failures: list[str] = []  # of the call under way: a compiled step keeps its callbacks beyond one
 
 
 def insist(ok: Array, message: str) -> None:
     """An error under `checked` where not `ok`; nothing at all otherwise."""
-    if _checking.value:
-        checkify.check(jnp.all(ok), message)
+
+    def note(ok: Array) -> None:
+        if not ok:
+            _failures.append(message)
+
+    if _checking.value:  # a callback and not checkify, which loses checks in differentiated scans
+        jax.debug.callback(note, jnp.all(ok))
 
 
 def nan_unless(ok: Array, values: Array, message: str) -> Array:
@@ -41,16 +47,17 @@ def checked(step: Callable[P, T]) -> Callable[P, T]:
     argument was wrong.
 
     Args:
-        step: a function, outermost: jitted or not, with `grad`, `vmap` and `scan` inside. It is
-            traced, as under `jit`, at every call. Arrays that it donates are copied first. Of a
-            step that changes objects in place (flax nnx), check a function of the loss alone. A
-            check inside a scan that is differentiated from outside is lost.
+        step: a function, outermost: jitted or not, with `grad`, `vmap`, `scan` and `shard_map`
+            inside. It gets copies of its arrays, so that a failed check takes nothing from a
+            caller who donates them. (A flax nnx model, which a step changes in place, is changed
+            in the copy alone.)
 
     Returns:
         A function of the same arguments and results, compiled apart and slower.
 
     Raises:
         ValueError: (when called) for the first check that fails.
+        TypeError: (when called) inside another transformation, where nothing can be raised.
 
     >>> import jax, jax.numpy as jnp, jloss
     >>> step = jax.jit(jax.grad(lambda logits, labels: jloss.mean(
@@ -60,24 +67,20 @@ def checked(step: Callable[P, T]) -> Callable[P, T]:
     >>> jloss.checked(step)(jnp.zeros((1, 2)), jnp.array([-100]))  # doctest: +ELLIPSIS
     Traceback (most recent call last):
     ...
-    jax...JaxRuntimeError: `labels` should lie in [0, 2)...
+    ValueError: `labels` should lie in [0, 2)...
     """
 
     @functools.wraps(step)
     def run(*args: P.args, **kwargs: P.kwargs) -> T:
-        def arrays_of_result() -> list[Array]:  # a result may hold other things, which stay here
-            out = step(*copies[0], **copies[1])  # pyright: ignore[reportCallIssue]
-            leaves, result["tree"] = jax.tree.flatten(out)
-            result["leaves"] = [None if isinstance(a, jax.Array) else a for a in leaves]
-            return [a for a in leaves if isinstance(a, jax.Array)]
-
-        result = {}
         copies = jax.tree.map(lambda a: a.copy() if isinstance(a, jax.Array) else a, (args, kwargs))
+        _failures.clear()
         with _checking(True):
-            error, arrays = checkify.checkify(arrays_of_result, errors=checkify.user_checks)()
-        checkify.check_error(jax.device_get(error))
-        arrays = iter(arrays)
-        leaves = [next(arrays) if leaf is None else leaf for leaf in result["leaves"]]
-        return jax.tree.unflatten(result["tree"], leaves)
+            out = step(*copies[0], **copies[1])  # pyright: ignore[reportCallIssue]
+        if any(isinstance(a, Tracer) for a in jax.tree.leaves(out)):
+            raise TypeError("`checked` goes outermost: around `jit`, `grad` and `vmap`, not inside")
+        jax.effects_barrier()
+        if _failures:
+            raise ValueError(_failures[0])
+        return out
 
     return run
