@@ -25,6 +25,7 @@ from jax import Array
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jloss._core.checks import insist, nan_unless
+from jloss._core.classes import class_index, is_label, pick
 from jloss._core.inputs import (
     Axis,
     align,
@@ -36,7 +37,6 @@ from jloss._core.inputs import (
     masks,
     without,
 )
-from jloss._core.numerics import class_index, is_label, pick
 from jloss.reduction import AxisName, R, Reduction, finish, mean
 
 if TYPE_CHECKING:

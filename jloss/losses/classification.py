@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jloss._core.checks import nan_unless
+from jloss._core.classes import first_largest, is_label, pick, softmax_surprise
 from jloss._core.inputs import (
     Axis,
     align,
@@ -26,7 +27,7 @@ from jloss._core.inputs import (
     probable,
     without,
 )
-from jloss._core.numerics import first_largest, is_label, lean, pick, product, softmax_surprise
+from jloss._core.numerics import lean, product
 from jloss.reduction import R, Reduction, each, finish
 
 if TYPE_CHECKING:

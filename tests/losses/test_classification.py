@@ -10,7 +10,7 @@ import pytest
 import sklearn.metrics
 
 import jloss
-from jloss._core.numerics import rounded_surprise
+from jloss._core.classes import rounded_surprise
 
 close = functools.partial(np.testing.assert_allclose, rtol=2e-5, atol=1e-6)
 integer_ce = jloss.softmax_cross_entropy_with_integer_labels

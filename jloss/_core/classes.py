@@ -1,0 +1,79 @@
+"""Classes along axes: which is the label, what stands at it, and what it costs under a softmax."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.sharding import AxisType
+
+
+def class_index(x: Array, axis: tuple[int, ...], dtype: jnp.dtype) -> Array:
+    """The number of each class along `axis`, several axes counted as one; 1 long elsewhere."""
+    index = jnp.zeros((1,) * x.ndim, dtype)
+    for a in axis:
+        along = tuple(n if b == a else 1 for b, n in enumerate(x.shape))
+        index = index * x.shape[a] + jax.lax.broadcasted_iota(dtype, along, a)
+    return index
+
+
+def is_label(x: Array, labels: Array, axis: tuple[int, ...]) -> Array:
+    """Whether each class is the label: a one-hot array that XLA never has to hold."""
+    return class_index(x, axis, labels.dtype) == jnp.expand_dims(labels, axis)
+
+
+def pick(x: Array, labels: Array, axis: tuple[int, ...]) -> Array:
+    """What `x` holds at the labels.
+
+    A gather cannot be resolved over an axis that an Explicit mesh shards; a select can, but on
+    CPU it holds an array of the size of `x`. Labels have to be classes.
+    """
+    meshes = (jax.typeof(array).sharding.mesh for array in (x, labels))
+    if len(axis) != 1 or any(AxisType.Explicit in mesh.axis_types for mesh in meshes):
+        return jnp.sum(jnp.where(is_label(x, labels, axis), x, 0), axis)
+    return jnp.take_along_axis(x, jnp.expand_dims(labels, axis), axis[0]).squeeze(axis)
+
+
+def first_largest(x: Array, axis: tuple[int, ...], dtype: jnp.dtype) -> Array:
+    """The number of the largest class along `axis` (argmax, over several and sharded axes too)."""
+    largest = x == jnp.max(x, axis, keepdims=True)
+    return jnp.min(jnp.where(largest, class_index(x, axis, dtype), jnp.iinfo(dtype).max), axis)
+
+
+def softmax_surprise(x: Array, labels: Array, axis: tuple[int, ...]) -> tuple[Array, Array]:
+    """-log softmax(x) at the labels, and the log-sum-exp; both exact for a confident row too.
+
+    log(1 + sum of the others / own) keeps its digits where log-sum-exp less own cancels.
+    """
+    surprise, logsumexp, _ = rounded_surprise(x, labels, axis)
+    return surprise, logsumexp
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
+def rounded_surprise(x: Array, labels: Array, axis: tuple[int, ...]) -> tuple[Array, Array, Array]:
+    """As `softmax_surprise`, and what exp(x - logsumexp) sums to: 1, but for rounding.
+
+    The rule is what plain differentiation gives (its twin is `rounded_surprise.fun`), in one pass:
+    for float32 [4096, 32768] on CPU value and gradient need 0.05 MiB where the twin needs 512.
+    """
+    top = jax.lax.stop_gradient(jnp.max(x, axis, keepdims=True))
+    top = jnp.where(jnp.isfinite(top), top, 0)
+    rest = jnp.sum(jnp.where(is_label(x, labels, axis), 0, jnp.exp(x - top)), axis)
+    top, own = jnp.squeeze(top, axis), pick(x, labels, axis)
+    others = jnp.log(rest) + top
+    logsumexp = jnp.logaddexp(others, own)
+    one = (rest + jnp.exp(own - top)) * jnp.exp(top - logsumexp)
+    return jax.nn.softplus(others - own), logsumexp, jax.lax.stop_gradient(one)
+
+
+@rounded_surprise.defjvp
+def _(axis, primals, tangents):
+    (x, labels), (tangent, _) = primals, tangents
+    surprise, logsumexp, one = rounded_surprise(x, labels, axis)
+    share = jnp.exp(x - jnp.expand_dims(logsumexp, axis)) / jnp.expand_dims(one, axis)
+    less = jnp.expand_dims(jnp.expm1(-surprise), axis)
+    slope = jnp.where(is_label(x, labels, axis), less, share)
+    along = jnp.sum(slope * tangent, axis), jnp.sum(share * tangent, axis), jnp.zeros_like(one)
+    return (surprise, logsumexp, one), along
