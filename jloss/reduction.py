@@ -85,7 +85,7 @@ class Tally:
         weight = jnp.where(nothing, 1, self.weight)  # weights that cancel do divide by 0
 
         def over_weight(total: Array) -> Array:
-            total = as_array("totals", total)
+            total = jnp.asarray(total)
             (wide,) = at_least_float32(total)
             return (wide / weight.astype(wide.dtype)).astype(total.dtype)
 
@@ -102,12 +102,20 @@ def each(
     >>> each(jnp.array([1.0, 2.0, 3.0]), where=jnp.array([True, False, True]))
     Array([1., 0., 3.], dtype=float32)
     """
+    return _counted(values, where, weights)[0]
+
+
+def _counted(
+    values: ArrayLike, where: ArrayLike | None, weights: ArrayLike | None
+) -> tuple[Array, Array]:
+    """The values times their weights, and the weights; both 0 where deleted."""
     (values,) = at_least_float32(as_array("values", values))
     _, there = masks(where, weights, values.shape)
     values = blank(values, there)
     if weights is None:
-        return values
-    return values * blank(align("weights", weights, values.shape).astype(values.dtype), there)
+        return values, blank(jnp.ones_like(values), there)
+    weights = blank(align("weights", weights, values.shape).astype(values.dtype), there)
+    return values * weights, weights
 
 
 def tally(
@@ -129,12 +137,8 @@ def tally(
     >>> tally(jnp.array([1.0, 2.0, 6.0]), weights=jnp.array([1, 1, 2]))
     Tally(total=Array(15., dtype=float32), weight=Array(4., dtype=float32))
     """
-    (values,) = at_least_float32(as_array("values", values))
-    ones = jnp.ones_like(values)
-    counted = Tally(
-        jnp.sum(each(values, where=where, weights=weights), axis),
-        jnp.sum(each(ones, where=where, weights=weights), axis),
-    )
+    values, amounts = _counted(values, where, weights)
+    counted = Tally(jnp.sum(values, axis), jnp.sum(amounts, axis))
     return counted if axis_name is None else jax.lax.psum(counted, axis_name)
 
 
@@ -189,5 +193,6 @@ def finish(
             f"of (values, *, where, weights), but is {reduction!r}"
         ) from error
     where = None if where is None else align("where", where, values.shape)
-    weights = None if weights is None else align("weights", weights, values.shape)
+    if weights is not None:
+        weights = align("weights", weights, values.shape).astype(values.dtype)
     return reduction(values, where=where, weights=weights)

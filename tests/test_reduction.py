@@ -141,3 +141,18 @@ def test_weights_that_cancel_have_no_mean():
 def test_a_reduction_of_another_shape_is_told_by_name(reduction):
     with pytest.raises(TypeError, match="`reduction` should be"):
         jloss.squared_error(VALUES, reduction=reduction)
+
+
+def test_complex_gradients_are_divided_too():
+    counted = jloss.tally(VALUES)
+    gradient = counted.divide({"w": jnp.array([6.0 + 12.0j]), "b": jnp.array(3.0)})
+    np.testing.assert_allclose(gradient["w"], [1 + 2j])
+    np.testing.assert_allclose(gradient["b"], 0.5)
+
+
+def test_a_reduction_of_ones_own_gets_weights_in_the_dtype_of_the_values():
+    def total(values, *, where, weights):
+        return jnp.vdot(values, weights)  # which mixes no dtypes under strict promotion
+
+    weights = np.array([3, 0])
+    assert jloss.absolute_error(VALUES, weights=weights, reduction=total) == 18
