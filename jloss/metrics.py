@@ -20,22 +20,20 @@ from typing import TYPE_CHECKING, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jloss._core.checks import insist, nan_unless
-from jloss._core.classes import class_index, is_label, pick
+from jloss._core.classes import class_index, labelled, pick
 from jloss._core.inputs import (
     Axis,
     align,
     blank,
-    canonical_axis,
+    consumed,
     expect_shape,
     floats,
     integers,
     masks,
-    without,
 )
 from jloss.reduction import AxisName, R, Reduction, finish, mean
 
@@ -70,7 +68,8 @@ class ClassificationCounts:
     def __add__(self, other: ClassificationCounts) -> ClassificationCounts:
         if not isinstance(other, ClassificationCounts):
             return NotImplemented
-        return jax.tree.map(jnp.add, self, other)
+        with jax.numpy_dtype_promotion("standard"):  # weighted counts, and exact ones
+            return jax.tree.map(jnp.add, self, other)
 
     def __radd__(self, other: int) -> ClassificationCounts:
         return self if isinstance(other, int) and other == 0 else NotImplemented  # for `sum`
@@ -355,7 +354,8 @@ def fbeta_score(
     of_recall, of_precision = jnp.minimum(beta, 1) ** 2, (1 / jnp.maximum(beta, 1)) ** 2
     whole = of_recall * _as_float(real) + of_precision * _as_float(predicted)
     scores = _ratio((of_recall + of_precision) * tp, whole, otherwise)
-    scores = nan_unless(beta >= 0, scores, "`beta` should not be negative")
+    insist(beta >= 0, "`beta` should not be negative")
+    scores = nan_unless(beta >= 0, scores)
     if average in (None, "micro"):
         return scores
     entries = real if average == "weighted" else jnp.ones_like(real)
@@ -454,26 +454,15 @@ def top_k_accuracy(
     >>> top_k_accuracy(logits, jnp.array([1, 2]), k=2)
     Array(0.5, dtype=float32)
     """
-    axis, y = canonical_axis(axis, np.ndim(logits)), integers("labels", labels)
-    expect_shape("labels", y, without(np.shape(logits), axis))
-    k = integers("k", k)
+    logits, axis = consumed("logits", logits, axis)
+    y, k = labelled(labels, logits.shape, axis, where, weights), integers("k", k)
     expect_shape("k", k, ())
-    size = math.prod(np.shape(logits)[a] for a in axis)
-    ok = (y >= 0) & (y < size)
-    y = jnp.where(ok, y, 0)
-    classes, rows = masks(where, weights, np.shape(logits), axis)
     (x,) = floats(logits=logits)
-    own = jnp.expand_dims(pick(x, y, axis), axis)
-    later = class_index(x, axis, y.dtype) > jnp.expand_dims(y, axis)
+    own = jnp.expand_dims(pick(x, y.number, axis), axis)
+    later = class_index(x, axis, y.number.dtype) > jnp.expand_dims(y.number, axis)
     above = ~((x < own) | ((x == own) & ~later))
-    if classes is not None:
-        above &= classes
-        ok &= jnp.any(is_label(classes, y, axis) & classes, axis)
+    if y.classes is not None:
+        above &= y.classes
     rank = jnp.sum(above, axis, dtype=k.dtype)
     values = ((rank < k) & ~jnp.isnan(jnp.squeeze(own, axis))).astype(x.dtype)
-    ok = ok if rows is None else ok | ~rows
-    values = nan_unless(
-        ok, values, f"`labels` should lie in [0, {size}), at classes that `where` leaves"
-    )
-    values = jnp.where(ok, values, jnp.nan)  # under jit XLA takes a boolean times NaN for 0
-    return finish(values, reduction, where=rows, weights=weights)
+    return finish(nan_unless(y.known, values), reduction, where=y.rows, weights=y.weights)

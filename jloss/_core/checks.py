@@ -31,9 +31,8 @@ def insist(ok: Array, message: str) -> None:
         jax.debug.callback(note, jnp.all(ok))
 
 
-def nan_unless(ok: Array, values: Array, message: str) -> Array:
-    """The values, NaN in value and gradient where not `ok`; an error under `checked`."""
-    insist(ok, message)
+def nan_unless(ok: Array, values: Array) -> Array:
+    """The values, NaN in value and gradient where not `ok`."""
     nan = jnp.asarray(jnp.nan, values.dtype)
     # The product makes the gradient NaN, the select the value (XLA may fold the product away).
     return jnp.where(ok, values * jnp.where(ok, 1, nan), nan)

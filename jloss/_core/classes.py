@@ -3,11 +3,78 @@
 from __future__ import annotations
 
 import functools
+import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.sharding import AxisType
+from jax.typing import ArrayLike
+
+from jloss._core.checks import insist
+from jloss._core.inputs import (
+    align,
+    as_array,
+    at_least_float32,
+    expect_shape,
+    integers,
+    masks,
+    without,
+)
+
+
+class Labels(NamedTuple):
+    """Class numbers through the door: what a loss of logits and labels knows of its rows."""
+
+    number: Array  # the label; 0 where it is none
+    known: Array  # whether it is a class, and one that is there; true of a deleted row
+    classes: Array | None  # the mask over the logits, and
+    rows: Array | None  # over the values, both as of `masks`
+    weights: ArrayLike | None  # of the rows, times those of their labels
+
+
+def labelled(
+    labels: ArrayLike,
+    shape: tuple[int, ...],
+    axis: tuple[int, ...],
+    where: ArrayLike | None,
+    weights: ArrayLike | None,
+    class_weights: ArrayLike | None = None,
+) -> Labels:
+    """The door in for class numbers that go with scores of `shape`, classes along `axis`."""
+    y = integers("labels", labels)
+    hint = "one-hot rows and probabilities go to softmax_cross_entropy"
+    expect_shape("labels", y, without(shape, axis), hint)
+    sizes = tuple(shape[a] for a in axis)
+    known = (y >= 0) & (y < math.prod(sizes))
+    y = jnp.where(known, y, 0)
+    if class_weights is not None:
+        weights = times_class_weight(weights, class_weights, sizes, y, known)
+    classes, rows = masks(where, weights, shape, axis)
+    if classes is not None:
+        known &= jnp.any(is_label(classes, y, axis) & classes, axis)
+    if rows is not None:
+        known |= ~rows
+    insist(known, f"`labels` should lie in [0, {math.prod(sizes)}), at classes that `where` leaves")
+    return Labels(y, known, classes, rows, weights)
+
+
+def times_class_weight(
+    weights: ArrayLike | None,
+    class_weights: ArrayLike,
+    sizes: tuple[int, ...],
+    labels: Array,
+    known: Array,
+) -> Array:
+    """The weights of the entries times those of their labels; an unknown label has weight 1."""
+    (by_class,) = at_least_float32(as_array("class_weights", class_weights))
+    expect_shape("class_weights", by_class, sizes)
+    by_class = by_class.reshape((1,) * labels.ndim + (-1,))
+    of_label = jnp.where(known, pick(by_class, labels, (labels.ndim,)), 1)
+    if weights is None:
+        return of_label
+    return of_label * align("weights", weights, labels.shape).astype(of_label.dtype)
 
 
 def class_index(x: Array, axis: tuple[int, ...], dtype: jnp.dtype) -> Array:

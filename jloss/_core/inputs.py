@@ -9,7 +9,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from jloss._core.checks import nan_unless
+from jloss._core.checks import insist, nan_unless
 
 Axis = int | tuple[int, ...] | None
 
@@ -18,7 +18,7 @@ def as_array(name: str, data: ArrayLike) -> Array:
     """An array of real numbers or booleans; what is none is told by name."""
     try:
         array = jnp.asarray(data)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise TypeError(f"`{name}` should be an array of numbers, but is {data!r:.80}") from error
     if not any(jnp.issubdtype(array.dtype, k) for k in (jnp.floating, jnp.integer, jnp.bool_)):
         raise TypeError(f"`{name}` should be real, but is {array.dtype}")
@@ -62,6 +62,15 @@ def expect_shape(name: str, array: Array, shape: tuple[int, ...], hint: str = ""
     chex.assert_shape(array, shape, custom_message=message, exception_type=ValueError)
 
 
+def consumed(name: str, data: ArrayLike, axis: Axis) -> tuple[Array, tuple[int, ...]]:
+    """What a loss over `axis` gets, still in the dtype that it came in, and `axis` from 0."""
+    array = as_array(name, data)
+    numbers = canonical_axis(axis, array.ndim)
+    if any(array.shape[a] == 0 for a in numbers):
+        raise ValueError(f"`{name}` is empty along `axis` {axis}: it has shape {array.shape}")
+    return array, numbers
+
+
 def canonical_axis(axis: Axis, ndim: int) -> tuple[int, ...]:
     """`axis` as a tuple of numbers from 0; None is all axes."""
     if axis is None:
@@ -70,7 +79,7 @@ def canonical_axis(axis: Axis, ndim: int) -> tuple[int, ...]:
     if not all(isinstance(a, (int, np.integer)) for a in numbers):
         raise TypeError(f"`axis` should be an integer, a tuple of them or None, but is {axis!r}")
     if any(not -ndim <= a < ndim for a in numbers):
-        raise ValueError(f"`axis` should lie in [{-ndim}, {ndim}), but is {axis}")
+        raise ValueError(f"`axis` should lie in [{-ndim}, {ndim}), but is {axis}: of {ndim} axes")
     if len({a % ndim for a in numbers}) < len(numbers):
         raise ValueError(f"`axis` should name no axis twice, but is {axis}")
     return tuple(int(a) % ndim for a in numbers)
@@ -119,7 +128,8 @@ def hyperparameter(
         value = blank(align(name, value, like.shape), there, 1)  # within all bounds
     bounds = f"above {above}" if above > -jnp.inf else f"in [{least}, {most}]"
     ok = (value > above) & (value >= least) & (value <= most)
-    return nan_unless(ok, value, f"`{name}` should be {bounds}")
+    insist(ok, f"`{name}` should be {bounds}")
+    return nan_unless(ok, value)
 
 
 def masks(
@@ -127,6 +137,8 @@ def masks(
     weights: ArrayLike | None,
     shape: tuple[int, ...],
     axis: tuple[int, ...] = (),
+    *,
+    name: str = "where",
 ) -> tuple[Array | None, Array | None]:
     """What is there of data of `shape` whose loss consumes `axis`; None for all of it.
 
@@ -136,17 +148,17 @@ def masks(
     """
     inner, rows, values = None, None, without(shape, axis)
     if where is not None:
-        where = as_array("where", where)
-        message = f"`where` should be boolean, but is {where.dtype}: `mask > 0`, or use `weights`"
+        where = as_array(name, where)
+        message = f"`{name}` should be boolean, but is {where.dtype}: write `{name} > 0`"
         chex.assert_type(where, bool, custom_message=message, exception_type=TypeError)
         if axis and where.ndim == len(shape):
             if any(where.shape[a] != 1 for a in axis):
-                inner = align("where", where, shape)
+                inner = align(name, where, shape)
                 rows = jnp.any(inner, axis)
             else:
-                rows = align("where", jnp.squeeze(where, axis), values)
+                rows = align(name, jnp.squeeze(where, axis), values)
         else:
-            rows = align("where", where, values)
+            rows = align(name, where, values)
     if weights is not None:
         counted = align("weights", weights, values).astype(bool)
         rows = counted if rows is None else rows & counted
@@ -164,9 +176,20 @@ def blank(
     return array if mask is None else jnp.where(jnp.expand_dims(mask, axis), array, fill)
 
 
+def clean(
+    array: Array,
+    entries: Array | None,
+    rows: Array | None,
+    axis: tuple[int, ...],
+    fill: float = 0,
+) -> Array:
+    """`fill` for deleted entries along `axis`, 0 in all of a deleted row; masks as of `masks`."""
+    return blank(blank(array, entries, fill), rows, axis=axis)
+
+
 def paired(
     predictions: ArrayLike,
-    targets: ArrayLike | None,
+    targets: ArrayLike,
     where: ArrayLike | None,
     weights: ArrayLike | None,
     axis: tuple[int, ...] = (),
@@ -175,24 +198,32 @@ def paired(
 ) -> tuple[Array, Array, Array | None]:
     """Two arrays of one shape, as floats, 0 where deleted; and which values are there.
 
-    A scalar target (None is 0) serves every entry.
+    A scalar target serves every entry.
     """
-    x, y = floats(**dict(zip(names, (predictions, 0.0 if targets is None else targets))))
+    x, y = floats(**dict(zip(names, (predictions, targets))))
     y = jnp.broadcast_to(y, x.shape) if y.ndim == 0 else y
     expect_shape(names[1], y, x.shape)
     inner, rows = masks(where, weights, x.shape, axis)
-    x, y = (blank(blank(array, inner), rows, axis=axis) for array in (x, y))
-    return x, y, rows
+    return clean(x, inner, rows, axis), clean(y, inner, rows, axis), rows
 
 
-def probable(probabilities: Array, given: ArrayLike) -> Array:
-    """Whether each lies in [0, 1], but for a few roundings in the dtype that it was given in."""
+def probable(
+    name: str, probabilities: Array, given: ArrayLike, axis: tuple[int, ...] = ()
+) -> Array:
+    """Whether all along `axis` lie in [0, 1], but for a few roundings in the dtype of `given`."""
     kind = jnp.asarray(given).dtype
     stray = 8 * float(jnp.finfo(kind).eps) if jnp.issubdtype(kind, jnp.floating) else 0.0
     stray = min(stray, 1 / 16)
-    return (-stray <= probabilities) & (probabilities <= 1 + stray)
+    ok = jnp.all((-stray <= probabilities) & (probabilities <= 1 + stray), axis)
+    insist(ok, f"`{name}` should be probabilities, in [0, 1]")
+    return ok
 
 
-def log_probable(log_probabilities: Array, given: ArrayLike) -> Array:
-    """Whether each is at most 0, but for what normalising in the given dtype may leave."""
-    return log_probabilities <= float(jnp.finfo(jnp.asarray(given).dtype).eps) ** 0.5
+def log_probable(
+    name: str, log_probabilities: Array, given: ArrayLike, axis: tuple[int, ...] = ()
+) -> Array:
+    """Whether all along `axis` are at most 0, but for what normalising in that dtype may leave."""
+    stray = float(jnp.finfo(jnp.asarray(given).dtype).eps) ** 0.5
+    ok = jnp.all(log_probabilities <= stray, axis)
+    insist(ok, f"`{name}` should be log-probabilities, at most 0")
+    return ok

@@ -2,33 +2,27 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jloss._core.checks import nan_unless
-from jloss._core.classes import first_largest, is_label, pick, softmax_surprise
+from jloss._core.classes import first_largest, is_label, labelled, pick, softmax_surprise
 from jloss._core.inputs import (
     Axis,
-    align,
     as_array,
-    at_least_float32,
-    blank,
-    canonical_axis,
+    clean,
+    consumed,
     expect_shape,
     floats,
     hyperparameter,
-    integers,
     masks,
     paired,
     probable,
-    without,
 )
 from jloss._core.numerics import lean, product
-from jloss.reduction import R, Reduction, each, finish
+from jloss.reduction import R, Reduction, each, finish, mean
 
 if TYPE_CHECKING:
     from jax import Array
@@ -82,26 +76,23 @@ def softmax_cross_entropy(
     >>> print([f"{loss:.3g}" for loss in losses])
     ['0.693', '2.06e-09']
     """
-    axis = canonical_axis(axis, np.ndim(logits))
+    (logits, axis), labels = consumed("logits", logits, axis), as_array("labels", labels)
     hint = "class numbers go to softmax_cross_entropy_with_integer_labels"
-    expect_shape("labels", as_array("labels", labels), np.shape(logits), hint)
-    classes, rows = masks(where, weights, np.shape(logits), axis)
+    expect_shape("labels", labels, logits.shape, hint)
+    classes, rows = masks(where, weights, logits.shape, axis)
 
     @lean
     def formula(x, y):
         x, y = floats(logits=x, labels=y)
-        x, y = blank(x, classes, -jnp.inf), blank(y, classes)
-        x, y = blank(x, rows, axis=axis), blank(y, rows, axis=axis)
+        x, y = clean(x, classes, rows, axis, -jnp.inf), clean(y, classes, rows, axis)
         top = first_largest(x, axis, jnp.int32)
         surprise, _ = softmax_surprise(x, top, axis)
         behind = jnp.expand_dims(pick(x, top, axis), axis) - x
         behind = jnp.where(is_label(x, top, axis), 0, behind)  # or the slopes of a - a would round
         values = jnp.sum(product(y, jnp.expand_dims(surprise, axis) + behind), axis)
-        return values, jnp.all(probable(y, labels), axis)
+        return nan_unless(probable("labels", y, labels, axis), values)
 
-    values, ok = formula(jnp.asarray(logits), jnp.asarray(labels))
-    values = nan_unless(ok, values, "`labels` should be probabilities, in [0, 1]")
-    return finish(values, reduction, where=rows, weights=weights)
+    return finish(formula(logits, labels), reduction, where=rows, weights=weights)
 
 
 def softmax_cross_entropy_with_integer_labels(
@@ -121,7 +112,8 @@ def softmax_cross_entropy_with_integer_labels(
     $$\ell = -\log \operatorname{softmax}(x)_y$$
 
     Exact for confident rows, where log-sum-exp less logit cancels, and never a one-hot array. A
-    logit of -inf forbids a class: the loss is infinite, with a finite gradient, if it is the label.
+    logit of -inf forbids a class: the loss is infinite, with a finite gradient, if it is the label
+    (and NaN if no class is left).
 
     Args:
         logits: $x$, any shape.
@@ -163,61 +155,26 @@ def softmax_cross_entropy_with_integer_labels(
     >>> print([f"{loss:.3g}" for loss in losses])
     ['1.1', '4.12e-09']
     """
-    axis, y = canonical_axis(axis, np.ndim(logits)), integers("labels", labels)
-    hint = "one-hot rows and probabilities go to softmax_cross_entropy"
-    expect_shape("labels", y, without(np.shape(logits), axis), hint)
-    sizes = tuple(np.shape(logits)[a] for a in axis)
-    ok = (y >= 0) & (y < math.prod(sizes))
-    y = jnp.where(ok, y, 0)
-    if class_weights is not None:
-        weights = _times_class_weight(weights, class_weights, sizes, y, ok)
-    classes, rows = masks(where, weights, np.shape(logits), axis)
+    logits, axis = consumed("logits", logits, axis)
+    y = labelled(labels, logits.shape, axis, where, weights, class_weights)
 
     @lean
     def formula(x):
         (x,) = floats(logits=x)
-        x = blank(blank(x, classes, -jnp.inf), rows, axis=axis)
-        values, logsumexp = softmax_surprise(x, y, axis)
+        x = clean(x, y.classes, y.rows, axis, -jnp.inf)
+        values, logsumexp = softmax_surprise(x, y.number, axis)
         if label_smoothing is not None:
             share = hyperparameter(
-                "label_smoothing", label_smoothing, values, rows, least=0, most=1
+                "label_smoothing", label_smoothing, values, y.rows, least=0, most=1
             )
-            left = classes
-            if classes is not None and rows is not None:  # of a deleted row, all its zeros
-                left = classes | ~jnp.expand_dims(rows, axis)
-            even = logsumexp - jnp.mean(x, axis, where=left)
+            even = logsumexp - mean(x, where=y.classes, axis=axis)
             values = product(1 - share, values) + product(share, even)
         if z_loss is not None:
-            values += hyperparameter("z_loss", z_loss, values, rows) * logsumexp**2
+            values += hyperparameter("z_loss", z_loss, values, y.rows) * logsumexp**2
         return values
 
-    values = formula(jnp.asarray(logits))
-    if classes is not None:
-        ok &= jnp.any(is_label(classes, y, axis) & classes, axis)
-    ok = ok if rows is None else ok | ~rows
-    values = nan_unless(
-        ok,
-        values,
-        f"`labels` should lie in [0, {math.prod(sizes)}), at classes that `where` leaves",
-    )
-    return finish(values, reduction, where=rows, weights=weights)
-
-
-def _times_class_weight(
-    weights: ArrayLike | None,
-    class_weights: ArrayLike,
-    sizes: tuple[int, ...],
-    labels: Array,
-    known: Array,
-) -> Array:
-    """The weights of the entries times those of their labels; an unknown label has weight 1."""
-    (by_class,) = at_least_float32(as_array("class_weights", class_weights))
-    expect_shape("class_weights", by_class, sizes)
-    by_class = by_class.reshape((1,) * labels.ndim + (-1,))
-    of_label = jnp.where(known, pick(by_class, labels, (labels.ndim,)), 1)
-    if weights is None:
-        return of_label
-    return of_label * align("weights", weights, labels.shape).astype(of_label.dtype)
+    values = nan_unless(y.known, formula(logits))
+    return finish(values, reduction, where=y.rows, weights=y.weights)
 
 
 def z_loss(
@@ -254,16 +211,16 @@ def z_loss(
     >>> z_loss(jnp.zeros((1, 4)))
     Array([1.921812], dtype=float32)
     """
-    axis = canonical_axis(axis, np.ndim(logits))
-    classes, rows = masks(where, weights, np.shape(logits), axis)
+    logits, axis = consumed("logits", logits, axis)
+    classes, rows = masks(where, weights, logits.shape, axis)
 
     @lean
     def formula(x):
         (x,) = floats(logits=x)
-        x = blank(blank(x, classes, -jnp.inf), rows, axis=axis)
+        x = clean(x, classes, rows, axis, -jnp.inf)
         return jax.nn.logsumexp(x, axis) ** 2
 
-    return finish(formula(jnp.asarray(logits)), reduction, where=rows, weights=weights)
+    return finish(formula(logits), reduction, where=rows, weights=weights)
 
 
 def sigmoid_binary_cross_entropy(
@@ -309,7 +266,7 @@ def sigmoid_binary_cross_entropy(
     Array([ 0.6931472, 20.       ], dtype=float32)
     """
     x, y, there = paired(logits, labels, where, weights, names=("logits", "labels"))
-    ok = probable(y, labels)
+    ok = probable("labels", y, labels)
     if label_smoothing is not None:
         alpha = hyperparameter("label_smoothing", label_smoothing, x, there, least=0, most=1)
         y = (1 - alpha) * y + 0.5 * alpha
@@ -317,8 +274,7 @@ def sigmoid_binary_cross_entropy(
     if pos_weight is not None:
         positive *= hyperparameter("pos_weight", pos_weight, x, there, least=0)
     values = positive + product(1 - y, jax.nn.softplus(x))
-    values = nan_unless(ok, values, "`labels` should be probabilities, in [0, 1]")
-    return finish(values, reduction, where=there, weights=weights)
+    return finish(nan_unless(ok, values), reduction, where=there, weights=weights)
 
 
 def sigmoid_focal_loss(
@@ -372,7 +328,7 @@ def sigmoid_focal_loss(
     if alpha is not None:
         alpha = hyperparameter("alpha", alpha, x, there, least=0, most=1)
         values *= alpha * y + (1 - alpha) * (1 - y)
-    values = nan_unless(probable(y, labels), values, "`labels` should be probabilities, in [0, 1]")
+    values = nan_unless(probable("labels", y, labels), values)
     return finish(values, reduction, where=there, weights=weights)
 
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import jax.numpy as jnp
-import numpy as np
 
 from jloss._core.checks import nan_unless
 from jloss._core.inputs import (
     Axis,
     as_array,
-    blank,
-    canonical_axis,
+    clean,
+    consumed,
     expect_shape,
     floats,
     log_probable,
@@ -72,21 +71,19 @@ def kl_divergence(
     >>> kl_divergence(jnp.log(jnp.array([[0.25, 0.75]])), jnp.array([[1.0, 0.0]]))
     Array([1.3862944], dtype=float32)
     """
-    axis = canonical_axis(axis, np.ndim(log_predictions))
-    expect_shape("targets", as_array("targets", targets), np.shape(log_predictions))
-    classes, rows = masks(where, weights, np.shape(log_predictions), axis)
+    log_predictions, axis = consumed("log_predictions", log_predictions, axis)
+    targets = as_array("targets", targets)
+    expect_shape("targets", targets, log_predictions.shape)
+    classes, rows = masks(where, weights, log_predictions.shape, axis)
 
     @lean
     def formula(log_q, p):
         log_q, p = floats(log_predictions=log_q, targets=p)
-        log_q, p = (blank(blank(a, classes), rows, axis=axis) for a in (log_q, p))
+        log_q, p = (clean(a, classes, rows, axis) for a in (log_q, p))
         some = p != 0
         log_ratio = jnp.log(jnp.abs(jnp.where(some, p, 1))) - jnp.where(some, log_q, 0)
         values = jnp.sum(jnp.where(some, p * log_ratio, 0), axis)
-        proper = log_probable(log_q, log_predictions)
-        return values, jnp.all(proper, axis), jnp.all(probable(p, targets), axis)
+        ok = log_probable("log_predictions", log_q, log_predictions, axis)
+        return nan_unless(ok & probable("targets", p, targets, axis), values)
 
-    values, proper, ok = formula(jnp.asarray(log_predictions), jnp.asarray(targets))
-    values = nan_unless(proper, values, "`log_predictions` should be log-probabilities, at most 0")
-    values = nan_unless(ok, values, "`targets` should be probabilities, in [0, 1]")
-    return finish(values, reduction, where=rows, weights=weights)
+    return finish(formula(log_predictions, targets), reduction, where=rows, weights=weights)

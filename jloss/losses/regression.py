@@ -5,14 +5,25 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import jax.numpy as jnp
-import numpy as np
 
-from jloss._core.inputs import Axis, canonical_axis, hyperparameter, paired
+from jloss._core.inputs import Axis, consumed, hyperparameter, paired
 from jloss._core.numerics import absolute, unit
 from jloss.reduction import R, Reduction, each, finish
 
 if TYPE_CHECKING:
+    from jax import Array
     from jaxtyping import ArrayLike, Bool, Float, Real
+
+
+def _error(
+    predictions: ArrayLike,
+    targets: ArrayLike | None,
+    where: ArrayLike | None,
+    weights: ArrayLike | None,
+) -> tuple[Array, Array | None]:
+    """The door in: predictions less targets (None is 0), and which entries are there."""
+    x, y, there = paired(predictions, 0.0 if targets is None else targets, where, weights)
+    return x - y, there
 
 
 def squared_error(
@@ -50,8 +61,8 @@ def squared_error(
     >>> squared_error(jnp.array([1.0, 4.0]), jnp.array([0.0, 1.0]))
     Array([1., 9.], dtype=float32)
     """
-    x, y, there = paired(predictions, targets, where, weights)
-    return finish((x - y) ** 2, reduction, where=there, weights=weights)
+    error, there = _error(predictions, targets, where, weights)
+    return finish(error**2, reduction, where=there, weights=weights)
 
 
 def l2_loss(
@@ -89,8 +100,8 @@ def l2_loss(
     >>> l2_loss(jnp.array([1.0, 4.0]), jnp.array([0.0, 1.0]))
     Array([0.5, 4.5], dtype=float32)
     """
-    x, y, there = paired(predictions, targets, where, weights)
-    return finish(0.5 * (x - y) ** 2, reduction, where=there, weights=weights)
+    error, there = _error(predictions, targets, where, weights)
+    return finish(0.5 * error**2, reduction, where=there, weights=weights)
 
 
 def absolute_error(
@@ -125,8 +136,8 @@ def absolute_error(
     >>> absolute_error(jnp.array([1.0, -4.0]), jnp.array([0.0, 1.0]))
     Array([1., 5.], dtype=float32)
     """
-    x, y, there = paired(predictions, targets, where, weights)
-    return finish(absolute(x - y), reduction, where=there, weights=weights)
+    error, there = _error(predictions, targets, where, weights)
+    return finish(absolute(error), reduction, where=there, weights=weights)
 
 
 def huber_loss(
@@ -165,9 +176,9 @@ def huber_loss(
     >>> huber_loss(jnp.array([0.5, 3.0]), jnp.array([0.0, 0.0]))
     Array([0.125, 2.5  ], dtype=float32)
     """
-    x, y, there = paired(predictions, targets, where, weights)
-    delta = hyperparameter("delta", delta, x, there, above=0)
-    error, size = x - y, jnp.abs(x - y)
+    error, there = _error(predictions, targets, where, weights)
+    delta = hyperparameter("delta", delta, error, there, above=0)
+    size = jnp.abs(error)
     near = size <= delta
     slope = jnp.where(near, 1, delta)  # an infinite delta, or error, reaches no gradient
     parabola = 0.5 * jnp.where(near, error, 0) ** 2
@@ -210,11 +221,11 @@ def log_cosh(
     >>> print([f"{loss:.4g}" for loss in log_cosh(jnp.array([1e-4, 100.0]))])
     ['5e-09', '99.31']
     """
-    x, y, there = paired(predictions, targets, where, weights)
-    error, size = x - y, jnp.abs(x - y)
+    error, there = _error(predictions, targets, where, weights)
+    size = jnp.abs(error)
     near = size < 1
     parabola = -0.5 * jnp.log1p(-(jnp.tanh(jnp.where(near, error, 0)) ** 2))
-    line = size + jnp.log1p(jnp.exp(-2 * size)) - jnp.log(2.0).astype(x.dtype)
+    line = size + jnp.log1p(jnp.exp(-2 * size)) - jnp.log(2.0).astype(size.dtype)
     return finish(jnp.where(near, parabola, line), reduction, where=there, weights=weights)
 
 
@@ -261,7 +272,7 @@ def cosine_similarity(
     >>> cosine_similarity(jnp.array([[0.0, 2.0], [0.0, 0.0]]), jnp.array([[3.0, 4.0], [1.0, 1.0]]))
     Array([0.8, 0. ], dtype=float32)
     """
-    axis = canonical_axis(axis, np.ndim(predictions))
+    predictions, axis = consumed("predictions", predictions, axis)
     x, y, there = paired(predictions, targets, where, weights, axis)
     epsilon = hyperparameter("epsilon", epsilon, x, least=0)
     (u, _), (v, _) = unit(x, axis, epsilon), unit(y, axis, epsilon)
@@ -309,7 +320,7 @@ def cosine_distance(
     >>> cosine_distance(jnp.array([[1.0, 0.0], [0.0, 0.0]]), jnp.array([[0.0, 2.0], [1.0, 1.0]]))
     Array([1., 1.], dtype=float32)
     """
-    axis = canonical_axis(axis, np.ndim(predictions))
+    predictions, axis = consumed("predictions", predictions, axis)
     x, y, there = paired(predictions, targets, where, weights, axis)
     epsilon = hyperparameter("epsilon", epsilon, x, least=0)
     (u, short_u), (v, short_v) = unit(x, axis, epsilon), unit(y, axis, epsilon)

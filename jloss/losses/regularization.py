@@ -124,7 +124,7 @@ def _leaf_total(measure: Callable[[Array], Array], leaf: ArrayLike, kept: ArrayL
     leaf = jnp.asarray(leaf)
     with jax.numpy_dtype_promotion("standard"):
         leaf = leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
-    _, there = masks(kept, None, leaf.shape)
+    _, there = masks(kept, None, leaf.shape, name="mask")
     return jnp.sum(measure(blank(leaf, there)))
 
 
