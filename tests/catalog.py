@@ -26,6 +26,7 @@ class Row(NamedTuple):
     names: tuple[str, str] = ("predictions", "targets")
     bad: tuple[float, ...] = ()  # truths that no data has
     classes_exchange: bool = False
+    none_is_0: bool = False  # whether None will do for the truth
     unbounded: bool = True  # whether the output may be any number
     hyperparameters: Mapping[str, tuple[float, float]] = types.MappingProxyType(
         {}
@@ -126,11 +127,19 @@ of_labels = {**vector, "names": ("logits", "labels"), "bad": (-1, -100, CLASSES,
 of_bits = {"names": ("logits", "labels"), "bad": (2, -1)}
 
 CATALOG: dict[str, Row] = {
-    "squared_error": Row(jloss.squared_error, lambda x, y: (x[0] - y[0]) ** 2, number),
-    "l2_loss": Row(jloss.l2_loss, lambda x, y: (x[0] - y[0]) ** 2 / 2, number),
-    "absolute_error": Row(jloss.absolute_error, lambda x, y: abs(x[0] - y[0]), number),
-    "huber_loss": Row(jloss.huber_loss, huber, number, hyperparameters={"delta": (1.5, -1.0)}),
-    "log_cosh": Row(jloss.log_cosh, lambda x, y: mp.log(mp.cosh(x[0] - y[0])), number),
+    "squared_error": Row(
+        jloss.squared_error, lambda x, y: (x[0] - y[0]) ** 2, number, none_is_0=True
+    ),
+    "l2_loss": Row(jloss.l2_loss, lambda x, y: (x[0] - y[0]) ** 2 / 2, number, none_is_0=True),
+    "absolute_error": Row(
+        jloss.absolute_error, lambda x, y: abs(x[0] - y[0]), number, none_is_0=True
+    ),
+    "huber_loss": Row(
+        jloss.huber_loss, huber, number, none_is_0=True, hyperparameters={"delta": (1.5, -1.0)}
+    ),
+    "log_cosh": Row(
+        jloss.log_cosh, lambda x, y: mp.log(mp.cosh(x[0] - y[0])), number, none_is_0=True
+    ),
     "cosine_similarity": Row(
         jloss.cosine_similarity, cosine, number, **vector, hyperparameters={"epsilon": (1e-3, -1.0)}
     ),

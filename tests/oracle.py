@@ -47,6 +47,27 @@ def hessian(name):
     return np.array([[entry(i, j) for j in range(len(x))] for i in range(len(x))])
 
 
+@functools.cache
+def slope_in_truth(name):
+    """As `exact` at scale 3, the gradient in the truth; NaN where the formula ends (0 log 0).
+
+    It is a difference of losses, so what rounds the losses counts as conditioning too.
+    """
+    formula, rows = CATALOG[name].formula, []
+    for x, y in map(numbers, *examples(name, "3", "single")):
+        slopes = (conditioned(functools.partial(nudged, formula, i), x, y) for i in range(len(y)))
+        size = abs(formula(x, y))
+        rows.append([(mp.nan, 0) if mp.im(s) else (s, more + size) for s, more in slopes])
+    return np.array(rows, float)
+
+
+def nudged(formula, i, x, y):
+    """The slope in y[i], also at the ends of [0, 1]: formulas know no ends."""
+    either = ([v + sign * STEP if i == j else v for j, v in enumerate(y)] for sign in (1, -1))
+    above, below = (formula(x, moved) for moved in either)
+    return (above - below) / (2 * STEP)
+
+
 def numbers(x, y):
     """One example as a formula takes it: mpmath's numbers, and integers for classes."""
     kind = int if np.ndim(y) < np.ndim(x) and y.dtype.kind in "iu" else mp.mpf

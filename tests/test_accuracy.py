@@ -45,6 +45,20 @@ def test_values_and_gradients_are_exact(name, dtype, region):
 
 
 @every_loss
+def test_the_slope_in_the_truth_is_exact(name):
+    """At labels of exactly 0 and 1 as well, where powers and logarithms have their ends."""
+    row = CATALOG[name]
+    x, y = oracle.examples(name, "3", "single")
+    if x.shape != y.shape:
+        pytest.skip("the truth is a class, or none")
+    x, y = (jnp.asarray(a, jnp.float32) for a in (x, y))
+    gradient = jax.jit(jax.grad(lambda y: row.loss(x, y).sum()))(y)
+    exact = oracle.slope_in_truth(name).reshape(*y.shape, 2)
+    off = np.where(np.isnan(exact[..., 0]), 0, errors(gradient, exact))
+    assert off.max() <= 16 + 4 * max(1, int(np.prod(row.event)))
+
+
+@every_loss
 def test_hessian_is_exact(name):
     with jax.enable_x64(True):
         x, y = (a[-1] for a in inputs(name, "3", "float64"))

@@ -211,6 +211,18 @@ def test_jit_vmap_and_remat_change_nothing(row):
 
 
 @every_loss
+def test_each_argument_is_batched_alone(row):
+    x, y = batch(row)
+    truths = jnp.stack([y, jnp.roll(y, 1, 0)])
+    masks, weights = np.stack([WHERE, ~WHERE]), np.arange(2.0 * B, dtype="f4").reshape(2, B)
+    f = lambda y, m, w: row.loss(x, y, where=m, weights=w, reduction=jloss.mean)
+    base = truths[0], masks[0], weights[0]
+    for i, several in enumerate((truths, masks, weights)):
+        one = lambda a, i=i: f(*base[:i], a, *base[i + 1 :])
+        close(jax.jit(jax.vmap(one))(several), [one(a) for a in several])
+
+
+@every_loss
 def test_leading_axes_are_free(row):
     x, y = batch(row)
     values = row.loss(x, y)
@@ -497,6 +509,18 @@ def test_wrong_arguments_are_told_by_name(row):
     if truth == "labels" and y.dtype.kind == "i" and row.event:
         with told(TypeError, truth):
             row.loss(x, y.astype(jnp.float32))
+    with told(TypeError, out):
+        row.loss(None, y)
+    with told(TypeError, out):
+        row.loss(10**400, y)
+    if truth and not row.none_is_0:
+        with told(TypeError, truth):
+            row.loss(x, None)
+    if row.event:
+        with told(ValueError, "axis"):
+            row.loss(1.0, 1)
+        with told(ValueError, out):
+            row.loss(x[:, :0], y[:, :0] if apart(y, row) else y)
 
 
 @every_loss
@@ -577,13 +601,34 @@ def test_sharded_by_jit(row, kind, along):
 
 
 @every_loss
-def test_sharded_by_hand(row):
+@both
+def test_sharded_class_masks(row, kind):
+    if not row.event:
+        pytest.skip("consumes no axis")
+    x, y = wide(row)
+    y = y if apart(y, row) else jnp.minimum(y, 6)
+    where = np.ones((8, 8), bool)
+    where[:, 7] = where[3] = False
+    f = jax.value_and_grad(lambda x, y, m: row.loss(x, y, where=m, reduction=jloss.mean))
+    _, placed = on_mesh(kind, row, x, y, ("data", "model"))
+    compiled = jax.jit(f).lower(*placed, jax.device_put(where, placed[0].sharding)).compile()
+    value, gradient = compiled(*placed, jax.device_put(where, placed[0].sharding))
+    expected = f(x, y, where)
+    close(value, expected[0])
+    close(gradient, expected[1])
+    assert "all-gather" not in compiled.as_text()
+
+
+@every_loss
+@pytest.mark.parametrize("check_vma", [True, False])
+def test_sharded_by_hand(row, check_vma):
     x, y = batch(row, 8)
     where = np.array([1, 0, 1, 1, 0, 0, 1, 1], bool)  # unequal over the devices, one has none
     mesh = jax.make_mesh((4,), ("data",))
     mean = functools.partial(jloss.mean, axis_name="data")
     f = lambda x, y, m: row.loss(x, y, where=m, reduction=mean)
-    local = jax.shard_map(f, mesh=mesh, in_specs=P("data"), out_specs=P())
+    shard = functools.partial(jax.shard_map, mesh=mesh, check_vma=check_vma)
+    local = shard(f, in_specs=P("data"), out_specs=P())
     rows = NamedSharding(mesh, P("data"))
     value, gradient = jax.jit(jax.value_and_grad(local))(*jax.device_put((x, y, where), rows))
     expected = jax.value_and_grad(lambda x: row.loss(x, y, where=where, reduction=jloss.mean))(x)
