@@ -8,6 +8,8 @@ import numpy as np
 import optax
 import pytest
 import sklearn.metrics
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 import jloss
 from jloss._core.classes import rounded_surprise
@@ -287,3 +289,33 @@ def test_the_slope_of_the_focal_loss_in_hard_labels(y):
     miss = y * on + (1 - y) * off
     entropy = -y * np.log(off) - (1 - y) * np.log(on)
     close(slope(jnp.full(5, y)), 2 * miss * (on - off) * entropy - x * miss**2)
+
+
+@pytest.mark.parametrize("kind", [AxisType.Explicit, AxisType.Auto], ids=["explicit", "auto"])
+def test_every_option_where_a_mesh_shards_the_classes(kind):
+    mesh = jax.make_mesh((2, 4), ("data", "model"), axis_types=(kind, kind))
+    logits = jnp.asarray(np.random.default_rng(1).normal(size=(8, 8)), jnp.float32)
+    where = np.arange(64).reshape(8, 8) % 7 != 6
+    by_class = jnp.linspace(0.5, 2, 8)
+    labels = jnp.array([0, 1, 2, 2, 0, 5, 6, 1])
+
+    def f(x, y, where, by_class, alpha, z):
+        options = {"class_weights": by_class, "label_smoothing": alpha, "z_loss": z}
+        return integer_ce(x, y, where=where, **options, reduction=jloss.mean)
+
+    step = jax.jit(jax.value_and_grad(f, argnums=(0, 3, 4, 5)))
+    arrays = logits, labels, where, by_class
+    specs = P("data", "model"), P("data"), P("data", "model"), P("model")
+    placed = [jax.device_put(a, NamedSharding(mesh, s)) for a, s in zip(arrays, specs)]
+    got, expected = step(*placed, 0.1, 1e-3), step(*arrays, 0.1, 1e-3)
+    assert np.isfinite(expected[0])
+    jax.tree.map(close, got, expected)
+
+
+def test_slope_in_class_weights():
+    f = lambda w: integer_ce(LOGITS, LABELS, class_weights=w, reduction=jloss.mean)
+    by_class = jnp.linspace(0.5, 2, C)
+    values, of_label = integer_ce(LOGITS, LABELS), jax.nn.one_hot(LABELS, C)
+    less = values - f(by_class)
+    expected = of_label.T @ less / by_class[LABELS].sum()
+    close(jax.grad(f)(by_class), expected)
