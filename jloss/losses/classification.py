@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import jax
 import jax.numpy as jnp
 
 from jloss._core.checks import nan_unless
@@ -18,14 +17,12 @@ from jloss._core.inputs import (
     floats,
     hyperparameter,
     masks,
-    paired,
     probable,
 )
 from jloss._core.numerics import lean, product
 from jloss.reduction import R, Reduction, each, finish, mean
 
 if TYPE_CHECKING:
-    from jax import Array
     from jaxtyping import ArrayLike, Bool, Float, Int, Real
 
 
@@ -175,168 +172,3 @@ def softmax_cross_entropy_with_integer_labels(
 
     values = nan_unless(y.known, formula(logits))
     return finish(values, reduction, where=y.rows, weights=y.weights)
-
-
-def z_loss(
-    logits: Float[ArrayLike, "*batch classes"],
-    axis: Axis = -1,
-    where: Bool[ArrayLike, "..."] | None = None,
-    *,
-    weights: Real[ArrayLike, "..."] | None = None,
-    reduction: Reduction[R] = each,
-) -> R:
-    r"""Rewards logits that are log-probabilities already: keeps the softmax's normaliser near 1.
-
-    $$\ell = \Big(\log \sum_j e^{x_j}\Big)^2$$
-
-    Usually added to a cross-entropy with a factor of 1e-4, which the keyword `z_loss` of
-    `softmax_cross_entropy_with_integer_labels` does in the same pass; here it stands alone, for a
-    log or for another loss.
-
-    Args:
-        logits: $x$, any shape.
-        axis: the axes along which the classes lie; None for all.
-        where, weights, reduction: as in every loss, see `jloss.reduction`. `where` over `axis`
-            deletes classes.
-
-    Returns:
-        The shape of the logits without `axis`, unless `reduction` says otherwise.
-
-    Raises:
-        TypeError: for logits that are not floating.
-
-    References:
-        Chowdhery et al., "PaLM: Scaling Language Modeling with Pathways", JMLR 2023.
-
-    >>> z_loss(jnp.zeros((1, 4)))
-    Array([1.921812], dtype=float32)
-    """
-    logits, axis = consumed("logits", logits, axis)
-    classes, rows = masks(where, weights, logits.shape, axis)
-
-    @lean
-    def formula(x):
-        (x,) = floats(logits=x)
-        x = clean(x, classes, rows, axis, -jnp.inf)
-        return jax.nn.logsumexp(x, axis) ** 2
-
-    return finish(formula(logits), reduction, where=rows, weights=weights)
-
-
-def sigmoid_binary_cross_entropy(
-    logits: Float[ArrayLike, "*shape"],
-    labels: Real[ArrayLike, "*shape"],
-    *,
-    pos_weight: Real[ArrayLike, "..."] | None = None,
-    label_smoothing: Real[ArrayLike, ""] | None = None,
-    where: Bool[ArrayLike, "..."] | None = None,
-    weights: Real[ArrayLike, "..."] | None = None,
-    reduction: Reduction[R] = each,
-) -> R:
-    r"""Rewards the probability of what happened, each entry a yes-or-no question of its own.
-
-    $$\ell = -y \log \sigma(x) - (1 - y) \log \sigma(-x)$$
-
-    Args:
-        logits: $x$, the log-odds, any shape.
-        labels: $y$ in [0, 1], of the same shape, or a scalar: 0, 1, or the probability of 1.
-        pos_weight: a factor on the term of $y$ alone, for rare positives (the mean still divides by
-            the count). A scalar, or as many axes as the logits: `[1, classes]`.
-        label_smoothing: $\alpha$ in [0, 1] pulls labels towards one half:
-            $(1 - \alpha) y + \alpha / 2$.
-        where, weights, reduction: as in every loss, see `jloss.reduction`.
-
-    Returns:
-        One value per entry, in float32 at least, unless `reduction` says otherwise.
-
-    Raises:
-        ValueError: for shapes that differ; nothing is broadcast but a scalar label.
-        TypeError: for logits that are not floating.
-
-    A label outside [0, 1] gives NaN, in value and gradient of its own entry.
-
-    Differs from optax: no NaN at an infinite logit; float32 results for half-precision inputs; no
-    silent broadcast.
-
-    References:
-        Cox, "The Regression Analysis of Binary Sequences", Journal of the Royal Statistical
-        Society B, 1958.
-
-    >>> sigmoid_binary_cross_entropy(jnp.array([0.0, 20.0]), jnp.array([1, 0]))
-    Array([ 0.6931472, 20.       ], dtype=float32)
-    """
-    x, y, there = paired(logits, labels, where, weights, names=("logits", "labels"))
-    ok = probable("labels", y, labels)
-    if label_smoothing is not None:
-        alpha = hyperparameter("label_smoothing", label_smoothing, x, there, least=0, most=1)
-        y = (1 - alpha) * y + 0.5 * alpha
-    positive = product(y, jax.nn.softplus(-x))
-    if pos_weight is not None:
-        positive *= hyperparameter("pos_weight", pos_weight, x, there, least=0)
-    values = positive + product(1 - y, jax.nn.softplus(x))
-    return finish(nan_unless(ok, values), reduction, where=there, weights=weights)
-
-
-def sigmoid_focal_loss(
-    logits: Float[ArrayLike, "*shape"],
-    labels: Real[ArrayLike, "*shape"],
-    *,
-    alpha: Real[ArrayLike, "..."] | None = None,
-    gamma: Real[ArrayLike, "..."] = 2.0,
-    where: Bool[ArrayLike, "..."] | None = None,
-    weights: Real[ArrayLike, "..."] | None = None,
-    reduction: Reduction[R] = each,
-) -> R:
-    r"""Binary cross-entropy that turns away from entries which are right already.
-
-    $$\ell = (1 - p)^\gamma \, \text{BCE}(x, y), \qquad
-    p = y \, \sigma(x) + (1 - y) \, \sigma(-x)$$
-
-    Right where entries are saturated, on either side, and for every $\gamma \ge 0$.
-
-    Args:
-        logits: $x$, the log-odds, any shape.
-        labels: $y$ in [0, 1], of the same shape, or a scalar: 0, 1, or the probability of 1.
-        alpha: a weight in (0, 1) for positives, against $1 - \alpha$ for negatives; None weighs
-            them alike. A scalar, or as many axes as the logits.
-        gamma: $\gamma \ge 0$, how hard it turns away; 0 is binary cross-entropy. A scalar, or as
-            many axes as the logits.
-        where, weights, reduction: as in every loss, see `jloss.reduction`.
-
-    Returns:
-        One value per entry, in float32 at least, unless `reduction` says otherwise.
-
-    Raises:
-        ValueError: for shapes that differ; nothing is broadcast but a scalar label.
-        TypeError: for logits that are not floating.
-
-    A label outside [0, 1] gives NaN, in value and gradient of its own entry.
-
-    Differs from optax: gradients with respect to labels of 0 and 1 are finite; float32 results for
-    half-precision inputs; no silent broadcast.
-
-    References:
-        Lin, Goyal, Girshick, He and Dollár, "Focal Loss for Dense Object Detection", ICCV 2017.
-
-    >>> sigmoid_focal_loss(jnp.array([0.0, 0.0]), jnp.array([1, 0]), alpha=0.25, gamma=1.0)
-    Array([0.0866434, 0.2599302], dtype=float32)
-    """
-    x, y, there = paired(logits, labels, where, weights, names=("logits", "labels"))
-    gamma = hyperparameter("gamma", gamma, x, there, least=0)
-    cross_entropy = product(y, jax.nn.softplus(-x)) + product(1 - y, jax.nn.softplus(x))
-    values = cross_entropy * jnp.exp(gamma * _log_miss(x, y))
-    if alpha is not None:
-        alpha = hyperparameter("alpha", alpha, x, there, least=0, most=1)
-        values *= alpha * y + (1 - alpha) * (1 - y)
-    values = nan_unless(probable("labels", y, labels), values)
-    return finish(values, reduction, where=there, weights=weights)
-
-
-def _log_miss(x: Array, y: Array) -> Array:
-    """log(1 - p), as a log-sum: a power has no slope at 0, nor has a product there any digits."""
-    on, off = -jax.nn.softplus(x), -jax.nn.softplus(-x)
-    top = jnp.maximum(jnp.where(y > 0, on, -jnp.inf), jnp.where(y < 1, off, -jnp.inf))
-    top = jax.lax.stop_gradient(jnp.where(jnp.isfinite(top), top, 0))
-    on, off = (jnp.exp(jnp.minimum(side - top, 40)) for side in (on, off))
-    rest = y * on + (1 - y) * off
-    return top + jnp.log(jnp.where(rest > 0, rest, 1))

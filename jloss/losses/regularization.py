@@ -1,4 +1,4 @@
-"""Penalties on parameters, to be added to a loss with a factor: no batch, no reduction."""
+"""Penalties to be added to a loss with a factor: on parameters, and on logits."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 
-from jloss._core.inputs import blank, masks
-from jloss._core.numerics import absolute
+from jloss._core.inputs import Axis, blank, clean, consumed, floats, masks
+from jloss._core.numerics import absolute, lean
+from jloss.reduction import R, Reduction, each, finish
 
 if TYPE_CHECKING:
     from jax import Array
-    from jaxtyping import ArrayLike, PyTree, Real
+    from jaxtyping import ArrayLike, Bool, Float, PyTree, Real
 
 Mask = Any | Callable[[Any], Any]
 
@@ -131,3 +132,49 @@ def _leaf_total(measure: Callable[[Array], Array], leaf: ArrayLike, kept: ArrayL
 def _add(terms: list[Array]) -> Array:
     with jax.numpy_dtype_promotion("standard"):
         return functools.reduce(jnp.add, terms, jnp.zeros((), jnp.float32))
+
+
+def z_loss(
+    logits: Float[ArrayLike, "*batch classes"],
+    axis: Axis = -1,
+    where: Bool[ArrayLike, "..."] | None = None,
+    *,
+    weights: Real[ArrayLike, "..."] | None = None,
+    reduction: Reduction[R] = each,
+) -> R:
+    r"""Rewards logits that are log-probabilities already: keeps the softmax's normaliser near 1.
+
+    $$\ell = \Big(\log \sum_j e^{x_j}\Big)^2$$
+
+    Usually added to a cross-entropy with a factor of 1e-4, which the keyword `z_loss` of
+    `softmax_cross_entropy_with_integer_labels` does in the same pass; here it stands alone, for a
+    log or for another loss.
+
+    Args:
+        logits: $x$, any shape.
+        axis: the axes along which the classes lie; None for all.
+        where, weights, reduction: as in every loss, see `jloss.reduction`. `where` over `axis`
+            deletes classes.
+
+    Returns:
+        The shape of the logits without `axis`, unless `reduction` says otherwise.
+
+    Raises:
+        TypeError: for logits that are not floating.
+
+    References:
+        Chowdhery et al., "PaLM: Scaling Language Modeling with Pathways", JMLR 2023.
+
+    >>> z_loss(jnp.zeros((1, 4)))
+    Array([1.921812], dtype=float32)
+    """
+    logits, axis = consumed("logits", logits, axis)
+    classes, rows = masks(where, weights, logits.shape, axis)
+
+    @lean
+    def formula(x):
+        (x,) = floats(logits=x)
+        x = clean(x, classes, rows, axis, -jnp.inf)
+        return jax.nn.logsumexp(x, axis) ** 2
+
+    return finish(formula(logits), reduction, where=rows, weights=weights)

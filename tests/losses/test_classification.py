@@ -23,9 +23,6 @@ LABELS = jnp.array([0, 1, 2, 3, 4, 0, 1, 0])
 ONE_HOT = jax.nn.one_hot(LABELS, C)
 
 
-# softmax --------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("reduction", [jloss.each, jloss.mean])
 def test_a_confident_row_keeps_its_digits(reduction):
     logits = jnp.array([[20.0, 0.0, 0.0]])
@@ -211,84 +208,6 @@ def test_pos_weight_is_torch_s():
         torch.tensor(np.asarray(LOGITS)), torch.tensor(labels), pos_weight=torch.tensor(pos_weight)
     )
     close(binary_ce(LOGITS, labels, pos_weight=pos_weight[None], reduction=jloss.mean), expected)
-
-
-# sigmoid --------------------------------------------------------------------------------------
-
-
-def test_two_classes_are_one_question():
-    x, y = LOGITS[:, 0], (LABELS == 0).astype(int)
-    as_softmax = integer_ce(jnp.stack([jnp.zeros(N), x], -1), y)
-    close(binary_ce(x, y), as_softmax)
-
-
-def test_binary_cross_entropy_is_symmetric():
-    p = jax.nn.sigmoid(LOGITS[::-1])
-    close(binary_ce(LOGITS, p), binary_ce(-LOGITS, 1 - p))
-
-
-def test_binary_label_smoothing_pulls_to_one_half():
-    pulled = binary_ce(LOGITS, 0.8 * ONE_HOT + 0.1)
-    close(binary_ce(LOGITS, ONE_HOT, label_smoothing=0.2), pulled)
-    close(binary_ce(LOGITS, ONE_HOT, label_smoothing=1.0), binary_ce(LOGITS, 0.5))
-
-
-def test_the_probability_minimises_binary_cross_entropy():
-    p = jax.nn.sigmoid(LOGITS)
-    slope = jax.grad(lambda x: binary_ce(x, p).sum())(LOGITS)
-    np.testing.assert_allclose(slope, 0, atol=1e-6)
-
-
-@pytest.mark.parametrize("loss", [binary_ce, jloss.sigmoid_focal_loss])
-def test_infinite_logits(loss):
-    x, y = jnp.array([jnp.inf, -jnp.inf, jnp.inf, -jnp.inf]), jnp.array([1.0, 0.0, 0.0, 1.0])
-    np.testing.assert_array_equal(loss(x, y), [0, 0, np.inf, np.inf])
-    if loss is binary_ce:
-        np.testing.assert_array_equal(jax.grad(lambda x: loss(x, y).sum())(x), [0, 0, 1, -1])
-
-
-def test_focal_loss_without_focus_is_binary_cross_entropy():
-    close(jloss.sigmoid_focal_loss(LOGITS, ONE_HOT, gamma=0), binary_ce(LOGITS, ONE_HOT))
-    half = jloss.sigmoid_focal_loss(LOGITS, ONE_HOT, gamma=0, alpha=0.5)
-    close(half, 0.5 * binary_ce(LOGITS, ONE_HOT))
-
-
-def test_more_focus_is_less_loss():
-    by_gamma = jax.vmap(lambda g: jloss.sigmoid_focal_loss(LOGITS, ONE_HOT, gamma=g))(
-        jnp.arange(5.0)
-    )
-    assert (jnp.diff(by_gamma, axis=0) <= 0).all()
-
-
-def test_focal_loss_at_saturation():
-    """Keras says 0 and 0 for a logit of 30 that should be 0; torchvision NaN at gamma = 1/2."""
-    value, slope = jax.value_and_grad(jloss.sigmoid_focal_loss)(30.0, 0)
-    close([value, slope], [30, 1])
-    for x, y in ((200.0, 1), (-200.0, 0)):
-        for order in (jloss.sigmoid_focal_loss, jax.grad(jloss.sigmoid_focal_loss)):
-            assert order(x, y, gamma=0.5) == 0
-
-
-def test_focal_loss_of_labels_between_is_optax_s():
-    labels = jax.nn.sigmoid(LOGITS[::-1] / 3)
-    with jax.numpy_dtype_promotion("standard"):
-        expected = optax.sigmoid_focal_loss(LOGITS, labels, alpha=0.25, gamma=1.5)
-    close(jloss.sigmoid_focal_loss(LOGITS, labels, alpha=0.25, gamma=1.5), expected)
-
-
-def test_the_slope_in_hard_labels_is_finite():
-    slope = jax.grad(lambda y: jloss.sigmoid_focal_loss(LOGITS, y).sum())(ONE_HOT)
-    assert np.isfinite(slope).all()
-
-
-@pytest.mark.parametrize("y", [0.0, 1.0])
-def test_the_slope_of_the_focal_loss_in_hard_labels(y):
-    x = np.array([-5.0, -1.0, 0.1, 1.0, 5.0])
-    slope = jax.jit(jax.grad(lambda y: jloss.sigmoid_focal_loss(jnp.asarray(x, "f4"), y).sum()))
-    on, off = 1 / (1 + np.exp(x)), 1 / (1 + np.exp(-x))  # the miss at labels 1 and 0
-    miss = y * on + (1 - y) * off
-    entropy = -y * np.log(off) - (1 - y) * np.log(on)
-    close(slope(jnp.full(5, y)), 2 * miss * (on - off) * entropy - x * miss**2)
 
 
 @pytest.mark.parametrize("kind", [AxisType.Explicit, AxisType.Auto], ids=["explicit", "auto"])
