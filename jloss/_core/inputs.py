@@ -71,6 +71,14 @@ def consumed(name: str, data: ArrayLike, axis: Axis) -> tuple[Array, tuple[int, 
     return array, numbers
 
 
+def of_shape(name: str, data: ArrayLike, shape: tuple[int, ...]) -> Array:
+    """Data of exactly that shape, or a scalar that serves every entry."""
+    array = as_array(name, data)
+    array = jnp.broadcast_to(array, shape) if array.ndim == 0 else array
+    expect_shape(name, array, shape)
+    return array
+
+
 def canonical_axis(axis: Axis, ndim: int) -> tuple[int, ...]:
     """`axis` as a tuple of numbers from 0; None is all axes."""
     if axis is None:
@@ -112,7 +120,7 @@ def hyperparameter(
     like: Array,
     there: Array | None = None,
     *,
-    above: float = -jnp.inf,
+    above: float | None = None,
     least: float = -jnp.inf,
     most: float = jnp.inf,
 ) -> Array:
@@ -126,8 +134,8 @@ def hyperparameter(
         raise ValueError(f"{message}: write `{name}[None]` for one along the last of two axes")
     if value.ndim:
         value = blank(align(name, value, like.shape), there, 1)  # within all bounds
-    bounds = f"above {above}" if above > -jnp.inf else f"in [{least}, {most}]"
-    ok = (value > above) & (value >= least) & (value <= most)
+    bounds = f"in [{least}, {most}]" if above is None else f"above {above}"
+    ok = (value >= least) & (value <= most) if above is None else value > above
     insist(ok, f"`{name}` should be {bounds}")
     return nan_unless(ok, value)
 
@@ -201,10 +209,20 @@ def paired(
     A scalar target serves every entry.
     """
     x, y = floats(**dict(zip(names, (predictions, targets))))
-    y = jnp.broadcast_to(y, x.shape) if y.ndim == 0 else y
-    expect_shape(names[1], y, x.shape)
+    y = of_shape(names[1], y, x.shape)
     inner, rows = masks(where, weights, x.shape, axis)
     return clean(x, inner, rows, axis), clean(y, inner, rows, axis), rows
+
+
+def residual(
+    predictions: ArrayLike,
+    targets: ArrayLike | None,
+    where: ArrayLike | None,
+    weights: ArrayLike | None,
+) -> tuple[Array, Array | None]:
+    """The door in: predictions less targets (None is 0), and which entries are there."""
+    x, y, there = paired(predictions, 0.0 if targets is None else targets, where, weights)
+    return x - y, there
 
 
 def probable(

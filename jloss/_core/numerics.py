@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +22,97 @@ def product(weight: Array, value: Array) -> Array:
 def absolute(x: Array) -> Array:
     """|x|, whose slope at 0 is 0 (that of `jnp.abs` is 1 there)."""
     return jnp.abs(x) if jnp.iscomplexobj(x) else x * jnp.sign(x)
+
+
+def sigmoid(x: Array) -> Array:
+    """1 / (1 + exp(-x)), whose slope keeps its digits where it saturates to 1 too."""
+    small = jax.nn.sigmoid(jnp.where(x > 0, -x, x))
+    return jnp.where(x > 0, 1 - small, small)
+
+
+def log_or_steep(p: Array) -> Array:
+    """log(p): -inf at 0, where its slope is finite, and the steepest that the dtype holds."""
+    never = p == 0
+    steep = jnp.log(p + never.astype(p.dtype) * float(jnp.finfo(p.dtype).tiny))
+    return steep + jnp.where(never, -jnp.inf, jnp.zeros_like(p))
+
+
+def smooth_absolute(error: Array, beta: Array) -> Array:
+    """|error| - beta / 2, whose corner is a parabola out to `beta`; |error| if that is 0."""
+    near = jnp.abs(error) < beta
+    parabola = 0.5 * jnp.where(near, error, 0) ** 2 / jnp.where(near, beta, 1)
+    return jnp.where(near, parabola, absolute(error) - 0.5 * jnp.where(near, 0, beta))
+
+
+TAYLOR = [1 / math.factorial(n) for n in range(20, 0, -1)]  # of exp, the last for x to the power 1
+
+
+def horner(coefficients: list[float], x: Array) -> Array:
+    """The polynomial, highest power first."""
+    return functools.reduce(lambda value, c: value * x + c, coefficients, jnp.zeros_like(x))
+
+
+def expm1_over(x: Array) -> Array:
+    """(exp(x) - 1) / x, which is 1 at 0, and right to every derivative there."""
+    near = jnp.abs(x) < 1
+    far = jnp.where(near, 1, x)
+    return jnp.where(near, horner(TAYLOR, jnp.where(near, x, 0)), jnp.expm1(far) / far)
+
+
+def expm1_less(x: Array) -> Array:
+    """exp(x) - 1 - x, about half the square of x near 0."""
+    near = jnp.abs(x) < 1
+    small = jnp.where(near, x, 0)
+    series = small * small * horner(TAYLOR[:-1], small)
+    return jnp.where(near, series, jnp.expm1(jnp.where(near, 1, x)) - jnp.where(near, 1, x))
+
+
+def decay(x: Array) -> Array:
+    """1 - exp(-x), whose slope keeps its digits too (that of expm1 is 1 + itself)."""
+    near = x < 1
+    return jnp.where(near, -jnp.expm1(-jnp.where(near, x, 0)), 1 - jnp.exp(-jnp.where(near, 1, x)))
+
+
+def square_over_variance(error: Array, log_variance: Array) -> Array:
+    """error^2 exp(-log_variance); no error is 0, with its slopes, at the least variance too."""
+    neither = (error == 0) & jnp.isinf(jnp.exp(-log_variance))
+    return error**2 * jnp.exp(-jnp.where(neither, 0, log_variance))
+
+
+def barron(z: Array, alpha: Array) -> Array:
+    """Barron's general robust loss of the squared error over the squared scale.
+
+    |a - 2| / a ((z / |a - 2| + 1)^(a / 2) - 1). Near a = 2 the power is split, or its base, of
+    the size of 1 / |a - 2|, would cost digits; elsewhere expm1 is right through a = 0.
+    """
+    limit, alpha = alpha == -jnp.inf, jnp.where(alpha == -jnp.inf, 0, alpha)
+    b = jnp.maximum(2 - alpha, float(jnp.finfo(z.dtype).eps))
+    split = (b < 0.5) & (z > b)
+    log = jnp.log1p(jnp.where(split, 0, z) / b)
+    whole = 0.5 * b * log * expm1_over(0.5 * alpha * log)
+    whole = jnp.where(limit, decay(z / 2), whole)
+    a, b, z = jnp.where(split, alpha, 2), jnp.where(split, b, 1), jnp.where(split, z, 0)
+    return jnp.where(split, (b ** (1 - a / 2) * (b + z) ** (a / 2) - b) / a, whole)
+
+
+def simplex_threshold(x: Array, axis: tuple[int, ...]) -> Array:
+    """What to take off `x` for its positive part to sum to 1 along `axis`; its largest must be 0.
+
+    By Newton's method on a convex, piecewise linear function, from the left: each step drops what
+    is below, and it is done when nothing is. No sort, so that `axis` may be sharded.
+    """
+
+    def threshold(kept):
+        some = jnp.sum(kept, axis, x.dtype, keepdims=True)
+        return (jnp.sum(jnp.where(kept, x, 0), axis, keepdims=True) - 1) / some
+
+    def drop(state):
+        kept, _ = state
+        fewer = kept & (jax.lax.stop_gradient(x) > jax.lax.stop_gradient(threshold(kept)))
+        return fewer, jnp.any(fewer != kept)
+
+    kept, _ = jax.lax.while_loop(lambda state: state[1], drop, drop((x > -1, True)))
+    return threshold(kept)
 
 
 def unit(x: Array, axis: tuple[int, ...], epsilon: Array) -> tuple[Array, Array]:
