@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 
+from jloss._core.classes import entropy
 from jloss._core.inputs import Axis, blank, clean, consumed, floats, masks
 from jloss._core.numerics import absolute, lean
 from jloss.reduction import R, Reduction, each, finish
@@ -176,5 +177,48 @@ def z_loss(
         (x,) = floats(logits=x)
         x = clean(x, classes, rows, axis, -jnp.inf)
         return jax.nn.logsumexp(x, axis) ** 2
+
+    return finish(formula(logits), reduction, where=rows, weights=weights)
+
+
+def confidence_penalty(
+    logits: Float[ArrayLike, "*batch classes"],
+    axis: Axis = -1,
+    where: Bool[ArrayLike, "..."] | None = None,
+    *,
+    weights: Real[ArrayLike, "..."] | None = None,
+    reduction: Reduction[R] = each,
+) -> R:
+    r"""Rewards doubt: the negative entropy of the predicted distribution.
+
+    $$\ell = \sum_j p_j \log p_j, \qquad p = \operatorname{softmax}(x)$$
+
+    Args:
+        logits: $x$, any shape.
+        axis: the axes along which the classes lie; None for all.
+        where, weights, reduction: as in every loss, see `jloss.reduction`. `where` over `axis`
+            deletes classes.
+
+    Returns:
+        The shape of the logits without `axis`, unless `reduction` says otherwise. Between $-\log
+        K$, for $K$ classes alike, and 0.
+
+    Raises:
+        TypeError: for logits that are not floating.
+
+    References:
+        Pereyra, Tucker, Chorowski, Kaiser and Hinton, "Regularizing Neural Networks by Penalizing
+        Confident Output Distributions", ICLR workshop 2017.
+
+    >>> confidence_penalty(jnp.zeros((1, 2)))
+    Array([-0.6931472], dtype=float32)
+    """
+    logits, axis = consumed("logits", logits, axis)
+    classes, rows = masks(where, weights, logits.shape, axis)
+
+    @lean
+    def formula(x):
+        (x,) = floats(logits=x)
+        return -entropy(clean(x, classes, rows, axis, -jnp.inf), axis)
 
     return finish(formula(logits), reduction, where=rows, weights=weights)
