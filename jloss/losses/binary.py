@@ -13,7 +13,7 @@ from jloss._core.inputs import (
     paired,
     probable,
 )
-from jloss._core.numerics import product
+from jloss._core.numerics import log_or_steep, product
 from jloss.reduction import R, Reduction, each, finish
 
 if TYPE_CHECKING:
@@ -138,3 +138,51 @@ def _log_miss(x: Array, y: Array) -> Array:
     on, off = (jnp.exp(jnp.minimum(side - top, 40)) for side in (on, off))
     rest = y * on + (1 - y) * off
     return top + jnp.log(jnp.where(rest > 0, rest, 1))
+
+
+def binary_cross_entropy(
+    probabilities: Float[ArrayLike, "*shape"],
+    labels: Real[ArrayLike, "*shape"],
+    *,
+    where: Bool[ArrayLike, "..."] | None = None,
+    weights: Real[ArrayLike, "..."] | None = None,
+    reduction: Reduction[R] = each,
+) -> R:
+    r"""Binary cross-entropy of probabilities, for models that end in a sigmoid of their own.
+
+    $$\ell = -y \log p - (1 - y) \log(1 - p), \qquad 0 \log 0 = 0$$
+
+    Prefer logits and `sigmoid_binary_cross_entropy`: a probability rounds to 1 where a logit still
+    has digits. At $p = 0$ or $1$, where what happened had been ruled out, the loss is infinite,
+    with a finite gradient of the right sign; nothing is clipped.
+
+    Args:
+        probabilities: $p$ in [0, 1], any shape.
+        labels: $y$ in [0, 1], of the same shape, or a scalar: 0, 1, or the probability of 1.
+        where, weights, reduction: as in every loss, see `jloss.reduction`.
+
+    Returns:
+        One value per entry, in float32 at least, unless `reduction` says otherwise.
+
+    Raises:
+        ValueError: for shapes that differ; nothing is broadcast but a scalar label.
+        TypeError: for probabilities that are not floating.
+
+    A probability or a label outside [0, 1] gives NaN, in value and gradient of its own entry.
+
+    References:
+        Good, "Rational Decisions", Journal of the Royal Statistical Society B, 1952.
+
+    >>> binary_cross_entropy(jnp.array([0.25, 0.25]), jnp.array([1, 0]))
+    Array([1.3862944 , 0.28768206], dtype=float32)
+    """
+    names = ("probabilities", "labels")
+    p, y, there = paired(probabilities, labels, where, weights, names=names)
+    ok = probable("probabilities", p, probabilities) & probable("labels", y, labels)
+    p = p - jax.lax.stop_gradient(p - jnp.clip(p, 0, 1))  # what rounding left beyond the ends
+    low = p < 0.5  # there log1p keeps the digits of log(1 - p), and elsewhere 1 - p is exact
+    miss = jnp.where(
+        low, jnp.log1p(-jnp.where(low, p, 0)), log_or_steep(1 - jnp.where(low, 0.5, p))
+    )
+    values = -product(y, log_or_steep(p)) - product(1 - y, miss)
+    return finish(nan_unless(ok, values), reduction, where=there, weights=weights)
