@@ -27,7 +27,11 @@ class Row(NamedTuple):
     bad: tuple[float, ...] = ()  # truths that no data has
     classes_exchange: bool = False
     none_is_0: bool = False  # whether None will do for the truth
-    unbounded: bool = True  # whether the output may be any number
+    log_truth: bool = False  # whether the truth is the logarithm of a distribution
+    any_axis: bool = True  # whether the classes may lie along another axis than the last
+    reach: tuple[float, float] = (-np.inf, np.inf)  # outputs at which the loss has to be finite
+    bounded: bool = False  # whether it is finite even for a class that was ruled out
+    laws: bool = True  # whether the laws run; a variant need only be accurate
     hyperparameters: Mapping[str, tuple[float, float]] = types.MappingProxyType(
         {}
     )  # name: one to use, one out of bounds
@@ -63,6 +67,46 @@ def distribution(rng, x):
     y = rng.dirichlet(np.ones(x.shape[-1]), size=x.shape[:-1])
     y[:1] = np.eye(x.shape[-1])[x[:1].argmax(-1)]
     return y
+
+
+def sign(rng, x):
+    return 2 * bit(rng, x) - 1
+
+
+def count(rng, x):
+    return rng.poisson(np.exp(x))
+
+
+def amount(rng, x):
+    return np.exp(x + rng.normal(size=x.shape) / 2)
+
+
+def amount_or_none(rng, x):
+    return amount(rng, x) * (rng.uniform(size=x.shape) < 0.7)
+
+
+def beyond(least):
+    return lambda rng, x: least + np.abs(number(rng, x))
+
+
+def log_distribution(rng, x):
+    return log_softmax(rng.normal(size=x.shape))
+
+
+def small_number(rng, x):
+    return np.clip(number(rng, x), -8, 8)
+
+
+def within_8(x):
+    return np.clip(x, -8, 8)
+
+
+def probability(x):
+    return np.clip(1 / (1 + np.exp(-x)), 1 / 64, 63 / 64)
+
+
+def probabilities(x):
+    return 0.9 * np.exp(log_softmax(x)) + 0.1 / x.shape[-1]
 
 
 def log_softmax(x):
@@ -120,11 +164,137 @@ def kl(x, y):
     return mp.fsum(p * (mp.log(p) - q) for q, p in zip(x, y) if p)
 
 
+def smooth_l1(x, y, beta=1):
+    e = abs(x[0] - y[0])
+    return e * e / (2 * beta) if e < beta else e - mp.mpf(beta) / 2
+
+
+def tilt(x, y, share):
+    return 1 - mp.mpf(share) if x[0] > y[0] else mp.mpf(share)
+
+
+def robust(alpha):
+    def formula(x, y):
+        z = (x[0] - y[0]) ** 2
+        if alpha == 2:
+            return z / 2
+        if alpha == 0:
+            return mp.log(z / 2 + 1)
+        if alpha == -np.inf:
+            return 1 - mp.exp(-z / 2)
+        a, b = mp.mpf(alpha), abs(mp.mpf(alpha) - 2)
+        return b / a * ((z / b + 1) ** (a / 2) - 1)
+
+    return formula
+
+
+def tweedie(power):
+    def formula(x, y):
+        p, mu, y = mp.mpf(power), mp.exp(x[0]), y[0]
+        if power == 1:
+            return 2 * ((y * mp.log(y / mu) if y else 0) - y + mu)
+        if power == 2:
+            return 2 * (y / mu - 1 - mp.log(y / mu))
+        first = y ** (2 - p) / ((1 - p) * (2 - p)) if y else 0
+        return 2 * (first - y * mu ** (1 - p) / (1 - p) + mu ** (2 - p) / (2 - p))
+
+    return formula
+
+
+def focal_of_classes(x, y, gamma=2):
+    return (-mp.expm1(-surprise(x, y[0]))) ** gamma * surprise(x, y[0])
+
+
+def poly(x, y, epsilon=2):
+    loss = lambda s: s - epsilon * mp.expm1(-s)
+    return mp.fsum(p * loss(surprise(x, j)) for j, p in enumerate(y) if p)
+
+
+def lead(x, y):
+    return x[y[0]] - max(v for j, v in enumerate(x) if j != y[0])
+
+
+def sparse_plus(x, y):
+    s = (1 - 2 * y[0]) * x[0]
+    return mp.mpf(0) if s <= -1 else s if s >= 1 else (s + 1) ** 2 / 4
+
+
+def sparsemax(x, y):
+    """By definition: the maximum over distributions of <x, p> - |p|^2 / 2, and 1/2, less x_y."""
+    largest = sorted(x, reverse=True)
+    sums = [mp.fsum(largest[: k + 1]) for k in range(len(x))]
+    size = max(k for k in range(len(x)) if 1 + (k + 1) * largest[k] > sums[k])
+    threshold = (sums[size] - 1) / (size + 1)
+    p = [max(v - threshold, mp.mpf(0)) for v in x]
+    return mp.fsum(a * (b - a / 2) for a, b in zip(p, x)) + mp.mpf(1) / 2 - x[y[0]]
+
+
+def with_counts(loss):
+    """The loss of classes that are the rarer the smaller their number."""
+
+    def of_counted(x, y, *, axis=-1, **doors):
+        shape = np.shape(x) or (1,)
+        sizes = tuple(shape[a] for a in (axis if isinstance(axis, tuple) else (axis,)))
+        counts = np.arange(1.0, np.prod(sizes) + 1, dtype=np.float32).reshape(sizes)
+        return loss(x, y, class_counts=counts, axis=axis, **doors)
+
+    return of_counted
+
+
+def adjusted(x, y):
+    return surprise([v + mp.log(j + 1) for j, v in enumerate(x)], y[0])
+
+
+def ldam(x, y, margin=0.5, scale=4):
+    less = lambda j: margin / mp.mpf(j + 1) ** mp.mpf("0.25") if j == y[0] else 0
+    return surprise([scale * (v - less(j)) for j, v in enumerate(x)], y[0])
+
+
+def asymmetric(x, y, on=1, off=4, m=0.0625):
+    p = 1 / (1 + mp.exp(-x[0]))
+    q = max(p - m, mp.mpf(0))
+    positive = (1 - p) ** on * softplus(-x[0])
+    return y[0] * positive - (1 - y[0]) * q**off * mp.log(1 - q)
+
+
+def generalized(x, y, q=0.5):
+    return -mp.expm1(-q * surprise(x, y[0])) / q
+
+
+def symmetric(x, y):
+    return surprise(x, y[0]) / 8 - 4 * mp.expm1(-surprise(x, y[0]))
+
+
+def jensen_shannon(x, y):
+    q = [mp.exp(v) for v in x]
+    half = lambda a, b: mp.fsum(v * mp.log(2 * v / (v + w)) for v, w in zip(a, b) if v)
+    return (half(q, y) + half(y, q)) / 2
+
+
+def kl_of_gaussians(x, y):
+    return mp.fsum(m * m + mp.expm1(s) - s for m, s in zip(x, y)) / 2
+
+
+def entropy(x):
+    return mp.fsum(mp.exp(-surprise(x, j)) * surprise(x, j) for j in range(len(x)))
+
+
 integer_ce = jloss.softmax_cross_entropy_with_integer_labels
 binary_ce = jloss.sigmoid_binary_cross_entropy
 vector = {"event": (CLASSES,), "classes_exchange": True}
 of_labels = {**vector, "names": ("logits", "labels"), "bad": (-1, -100, CLASSES, 10**6)}
 of_bits = {"names": ("logits", "labels"), "bad": (2, -1)}
+of_signs = {"names": ("predictor_outputs", "targets"), "bad": (0, 2)}
+of_scores = {**of_labels, "names": ("scores", "labels")}
+of_counts = {**of_labels, "classes_exchange": False}
+of_logs = {"domain": within_8, "names": ("log_predictions", "targets")}
+of_distributions = {
+    **vector,
+    "domain": log_softmax,
+    "names": ("log_predictions", "targets"),
+    "bad": (-0.5, 1.5),
+    "reach": (-np.inf, 0),
+}
 
 CATALOG: dict[str, Row] = {
     "squared_error": Row(
@@ -179,7 +349,7 @@ CATALOG: dict[str, Row] = {
         **of_bits,
         hyperparameters={"pos_weight": (2.0, -1.0), "label_smoothing": (0.1, 10.0)},
     ),
-    "sigmoid_binary_cross_entropy-soft": Row(binary_ce, binary, share, **of_bits),
+    "sigmoid_binary_cross_entropy-soft": Row(binary_ce, binary, share, **of_bits, laws=False),
     "sigmoid_binary_cross_entropy-weighted-smoothed": Row(
         functools.partial(binary_ce, pos_weight=3.0, label_smoothing=0.25),
         binary_smoothed,
@@ -193,7 +363,7 @@ CATALOG: dict[str, Row] = {
         **of_bits,
         hyperparameters={"alpha": (0.25, 2.0), "gamma": (2.0, -1.0)},
     ),
-    "sigmoid_focal_loss-soft": Row(jloss.sigmoid_focal_loss, focal, share, **of_bits),
+    "sigmoid_focal_loss-soft": Row(jloss.sigmoid_focal_loss, focal, share, **of_bits, laws=False),
     "sigmoid_focal_loss-balanced": Row(
         functools.partial(jloss.sigmoid_focal_loss, alpha=0.25, gamma=0.5),
         focal_balanced,
@@ -208,7 +378,7 @@ CATALOG: dict[str, Row] = {
         domain=log_softmax,
         names=("log_predictions", "targets"),
         bad=(-0.5, 1.5),
-        unbounded=False,
+        reach=(-np.inf, 0),
     ),
     "z_loss": Row(
         lambda x, _, **doors: jloss.z_loss(x, **doors),
@@ -216,5 +386,271 @@ CATALOG: dict[str, Row] = {
         lambda rng, x: np.zeros(x.shape[:1]),
         **vector,
         names=("logits", ""),
+    ),
+    "confidence_penalty": Row(
+        lambda x, _, **doors: jloss.confidence_penalty(x, **doors),
+        lambda x, _: -entropy(x),
+        lambda rng, x: np.zeros(x.shape[:1]),
+        **vector,
+        names=("logits", ""),
+    ),
+    "smooth_l1_loss": Row(
+        jloss.smooth_l1_loss,
+        smooth_l1,
+        number,
+        none_is_0=True,
+        hyperparameters={"beta": (1.5, -1.0)},
+    ),
+    "epsilon_insensitive_loss": Row(
+        functools.partial(jloss.epsilon_insensitive_loss, epsilon=0.125),
+        lambda x, y: max(abs(x[0] - y[0]) - mp.mpf(0.125), mp.mpf(0)),
+        number,
+        none_is_0=True,
+        hyperparameters={"epsilon": (0.5, -1.0)},
+    ),
+    "absolute_percentage_error": Row(
+        jloss.absolute_percentage_error,
+        lambda x, y: abs(x[0] - y[0]) / max(abs(y[0]), mp.mpf(1e-7)),
+        number,
+        hyperparameters={"epsilon": (1.0, -1.0)},
+    ),
+    "squared_log_error": Row(
+        jloss.squared_log_error,
+        lambda x, y: (mp.log1p(x[0]) - mp.log1p(y[0])) ** 2,
+        beyond(0),
+        domain=np.abs,
+        bad=(-1.0, -2.0),
+        reach=(-1e-39, np.inf),
+    ),
+    **{
+        f"general_robust_loss-{alpha}": Row(
+            functools.partial(jloss.general_robust_loss, alpha=alpha),
+            robust(alpha),
+            number,
+            none_is_0=True,
+            hyperparameters={"alpha": (1.0, 3.0), "scale": (1.5, -1.0)},
+            laws=alpha == 1,
+        )
+        for alpha in (-np.inf, -2.0, 0.0, 1.0, 1.9375, 2.0)
+    },
+    "quantile_loss": Row(
+        functools.partial(jloss.quantile_loss, quantile=0.75),
+        lambda x, y: tilt(x, y, 0.75) * abs(x[0] - y[0]),
+        number,
+        none_is_0=True,
+        hyperparameters={"quantile": (0.75, 1.5)},
+    ),
+    "quantile_huber_loss": Row(
+        functools.partial(jloss.quantile_huber_loss, quantile=0.75, delta=2.0),
+        lambda x, y: tilt(x, y, 0.75) * smooth_l1(x, y, 2),
+        number,
+        none_is_0=True,
+        hyperparameters={"quantile": (0.75, 1.5), "delta": (1.5, -1.0)},
+    ),
+    "expectile_loss": Row(
+        functools.partial(jloss.expectile_loss, expectile=0.75),
+        lambda x, y: tilt(x, y, 0.75) * (x[0] - y[0]) ** 2,
+        number,
+        none_is_0=True,
+        hyperparameters={"expectile": (0.75, 1.5)},
+    ),
+    "poisson_nll_loss": Row(
+        jloss.poisson_nll_loss,
+        lambda x, y: mp.exp(x[0]) - y[0] * x[0],
+        count,
+        **of_logs,
+        bad=(-1,),
+        reach=(-np.inf, 80),
+    ),
+    "gamma_deviance": Row(
+        jloss.gamma_deviance, tweedie(2), amount, **of_logs, bad=(0.0, -1.0), reach=(-80, 80)
+    ),
+    **{
+        f"tweedie_deviance-{power}": Row(
+            functools.partial(jloss.tweedie_deviance, power=power),
+            tweedie(power),
+            amount_or_none if power < 2 else amount,
+            **of_logs,
+            bad=(-1.0,) if power < 2 else (-1.0, 0.0),
+            reach=(-80, 80) if power < 3 else (-20, 80),
+            hyperparameters={"power": (1.5, 0.5)} if power < 2 else {},
+            laws=power == 1.5,
+        )
+        for power in (1.0, 1.5, 2.0, 3.0)
+    },
+    "gaussian_nll_loss": Row(
+        functools.partial(jloss.gaussian_nll_loss, log_variance=0.5),
+        lambda x, y: ((x[0] - y[0]) ** 2 * mp.exp(-0.5) + 0.5) / 2,
+        number,
+        hyperparameters={"log_variance": (0.5, np.nan)},
+    ),
+    "safe_softmax_cross_entropy": Row(
+        jloss.safe_softmax_cross_entropy,
+        lambda x, y: mp.fsum(p * surprise(x, j) for j, p in enumerate(y) if p),
+        distribution,
+        **{**of_labels, "bad": (-0.5, 1.5)},
+        any_axis=False,
+    ),
+    "categorical_cross_entropy": Row(
+        jloss.categorical_cross_entropy,
+        lambda x, y: -mp.fsum(p * mp.log(q) for q, p in zip(x, y) if p),
+        distribution,
+        **vector,
+        domain=probabilities,
+        names=("probabilities", "labels"),
+        bad=(-0.5, 1.5),
+        reach=(0.1, 0.9),
+    ),
+    "binary_cross_entropy": Row(
+        jloss.binary_cross_entropy,
+        lambda x, y: -y[0] * mp.log(x[0]) - (1 - y[0]) * mp.log(1 - x[0]),
+        bit,
+        domain=probability,
+        names=("probabilities", "labels"),
+        bad=(2, -1),
+        reach=(0.1, 0.9),
+    ),
+    "nll_loss": Row(
+        jloss.nll_loss,
+        lambda x, y: -x[y[0]],
+        label,
+        **{**of_labels, "names": ("log_predictions", "labels")},
+        domain=log_softmax,
+        reach=(-np.inf, 0),
+    ),
+    "softmax_focal_loss": Row(
+        jloss.softmax_focal_loss,
+        focal_of_classes,
+        label,
+        **of_labels,
+        hyperparameters={"gamma": (2.0, -1.0)},
+    ),
+    "softmax_focal_loss-steep": Row(
+        functools.partial(jloss.softmax_focal_loss, gamma=0.5),
+        functools.partial(focal_of_classes, gamma=mp.mpf("0.5")),
+        label,
+        **of_labels,
+        laws=False,
+    ),
+    "poly_loss_cross_entropy": Row(
+        jloss.poly_loss_cross_entropy,
+        poly,
+        distribution,
+        **{**of_labels, "bad": (-0.5, 1.5)},
+        hyperparameters={"epsilon": (2.0, np.nan)},
+    ),
+    "hinge_loss": Row(
+        jloss.hinge_loss, lambda x, y: max(1 - y[0] * x[0], mp.mpf(0)), sign, **of_signs
+    ),
+    "squared_hinge_loss": Row(
+        jloss.squared_hinge_loss,
+        lambda x, y: max(1 - y[0] * x[0], mp.mpf(0)) ** 2,
+        sign,
+        **of_signs,
+    ),
+    "perceptron_loss": Row(
+        jloss.perceptron_loss, lambda x, y: max(-y[0] * x[0], mp.mpf(0)), sign, **of_signs
+    ),
+    "multiclass_hinge_loss": Row(
+        jloss.multiclass_hinge_loss, lambda x, y: max(1 - lead(x, y), mp.mpf(0)), label, **of_scores
+    ),
+    "multiclass_perceptron_loss": Row(
+        jloss.multiclass_perceptron_loss,
+        lambda x, y: max(-lead(x, y), mp.mpf(0)),
+        label,
+        **of_scores,
+    ),
+    "sparsemax_loss": Row(
+        jloss.sparsemax_loss, sparse_plus, bit, names=("logits", "labels"), bad=(0.5, 2.0)
+    ),
+    "multiclass_sparsemax_loss": Row(
+        jloss.multiclass_sparsemax_loss, sparsemax, label, **of_scores
+    ),
+    "logit_adjusted_cross_entropy": Row(
+        with_counts(jloss.logit_adjusted_cross_entropy),
+        adjusted,
+        label,
+        **of_counts,
+        hyperparameters={"temperature": (1.0, -1.0)},
+    ),
+    "ldam_loss": Row(
+        functools.partial(with_counts(jloss.ldam_loss), scale=4.0),
+        ldam,
+        label,
+        **of_counts,
+        hyperparameters={"max_margin": (0.5, np.nan), "scale": (3.0, -1.0)},
+    ),
+    "asymmetric_loss": Row(
+        functools.partial(jloss.asymmetric_loss, margin=0.0625),
+        asymmetric,
+        bit,
+        **of_bits,
+        hyperparameters={
+            "gamma_positive": (1.0, -1.0),
+            "gamma_negative": (4.0, -1.0),
+            "margin": (0.0625, 2.0),
+        },
+    ),
+    "asymmetric_loss-soft": Row(
+        functools.partial(jloss.asymmetric_loss, margin=0.0),
+        functools.partial(asymmetric, m=0),
+        share,
+        **of_bits,
+        laws=False,
+    ),
+    "generalized_cross_entropy": Row(
+        functools.partial(jloss.generalized_cross_entropy, q=0.5),
+        generalized,
+        label,
+        **of_labels,
+        bounded=True,
+        hyperparameters={"q": (0.5, 1.5)},
+    ),
+    "symmetric_cross_entropy": Row(
+        functools.partial(jloss.symmetric_cross_entropy, alpha=0.125),
+        symmetric,
+        label,
+        **of_labels,
+        hyperparameters={
+            "alpha": (0.5, np.nan),
+            "beta": (1.0, np.nan),
+            "log_of_zero": (-4.0, 1.0),
+        },
+    ),
+    "kl_divergence_with_log_targets": Row(
+        jloss.kl_divergence_with_log_targets,
+        lambda x, y: mp.fsum(mp.exp(p) * (p - q) for q, p in zip(x, y)),
+        log_distribution,
+        **{**of_distributions, "names": ("log_predictions", "log_targets"), "bad": (1.0, 20.0)},
+        log_truth=True,
+    ),
+    "generalized_kl_divergence": Row(
+        jloss.generalized_kl_divergence,
+        lambda x, y: mp.fsum(
+            (p * (mp.log(p) - q) - p if p else 0) + mp.exp(q) for q, p in zip(x, y)
+        ),
+        amount,
+        **{**of_distributions, "domain": within_8, "bad": (-0.5, -2.0), "reach": (-np.inf, 80)},
+    ),
+    "jensen_shannon_divergence": Row(
+        jloss.jensen_shannon_divergence,
+        jensen_shannon,
+        distribution,
+        **of_distributions,
+        bounded=True,
+    ),
+    "total_variation_distance": Row(
+        jloss.total_variation_distance,
+        lambda x, y: mp.fsum(abs(p - mp.exp(q)) for q, p in zip(x, y)) / 2,
+        distribution,
+        **of_distributions,
+        bounded=True,
+    ),
+    "gaussian_kl_divergence": Row(
+        jloss.gaussian_kl_divergence,
+        kl_of_gaussians,
+        small_number,
+        **vector,
+        names=("means", "log_variances"),
     ),
 }

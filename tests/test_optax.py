@@ -25,25 +25,12 @@ def test_values_and_gradients_are_optax_s(name):
 
 STILL_TO_COME = {
     "binary_dice_loss",
-    "convex_kl_divergence",
     "ctc_loss",
     "ctc_loss_with_forward_probs",
     "dice_loss",
-    "generalized_kl_divergence",
-    "hinge_loss",
-    "kl_divergence_with_log_targets",
-    "make_fenchel_young_loss",
     "multiclass_generalized_dice_loss",
-    "multiclass_hinge_loss",
-    "multiclass_perceptron_loss",
-    "multiclass_sparsemax_loss",
     "ntxent",
-    "perceptron_loss",
-    "poly_loss_cross_entropy",
     "ranking_softmax_loss",
-    "safe_softmax_cross_entropy",
-    "smooth_labels",
-    "sparsemax_loss",
     "triplet_margin_loss",
 }
 
@@ -51,7 +38,7 @@ STILL_TO_COME = {
 def test_what_of_optax_is_still_to_come():
     """Read off the installed optax; a newer one's new names are in the report alone."""
     public = {n for n, f in vars(optax.losses).items() if callable(f) and not n.startswith("_")}
-    lacking = public - set(vars(jloss))
+    lacking = public - set(vars(jloss)) - {"convex_kl_divergence"}  # deprecated there
     print("still to come:", *sorted(lacking))
     if optax.__version__ == "0.2.8":
         assert lacking == STILL_TO_COME

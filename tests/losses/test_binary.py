@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import sklearn.metrics
 
 import jloss
 
@@ -92,3 +93,38 @@ def test_the_slope_of_the_focal_loss_in_hard_labels(y):
     miss = y * on + (1 - y) * off
     entropy = -y * np.log(off) - (1 - y) * np.log(on)
     close(slope(jnp.full(5, y)), 2 * miss * (on - off) * entropy - x * miss**2)
+
+
+def test_binary_cross_entropy_of_probabilities_is_that_of_their_logits():
+    x, y = LOGITS, jax.nn.sigmoid(LOGITS[::-1])
+    close(jloss.binary_cross_entropy(jax.nn.sigmoid(x), y), binary_ce(x, y), rtol=1e-4)
+    p = jax.nn.sigmoid(x[:, 0])
+    close(
+        jloss.binary_cross_entropy(p, LABELS % 2, reduction=jloss.mean),
+        sklearn.metrics.log_loss(LABELS % 2, p),
+    )
+
+
+def test_small_probabilities_keep_their_digits():
+    close(jloss.binary_cross_entropy(1e-9, 0), 1e-9, rtol=1e-6, atol=0)
+    close(jloss.binary_cross_entropy(1e-30, 1), 30 * np.log(10.0))
+
+
+def test_what_was_ruled_out_costs_infinitely_and_pulls_the_right_way():
+    """torch clamps the logarithm at -100, Keras clips at 1e-7 with no gradient at all."""
+    p, y = jnp.array([0.0, 1.0, 0.0, 1.0]), jnp.array([1, 0, 0, 1])
+    np.testing.assert_array_equal(jloss.binary_cross_entropy(p, y), [np.inf, np.inf, 0, 0])
+    slope = jax.grad(lambda p: jloss.binary_cross_entropy(p, y).sum())(p)
+    assert np.isfinite(slope).all()
+    assert slope[0] < -1e37
+    assert slope[1] > 1e6
+    close(slope[2:], [1, -1])
+
+
+def test_a_probability_may_stray_by_roundings_alone():
+    stray = jnp.float32(1 + 2e-7)
+    assert jloss.binary_cross_entropy(stray, 1) == 0
+    assert np.isfinite(jax.grad(jloss.binary_cross_entropy)(stray, 1))
+    assert np.isnan(jloss.binary_cross_entropy(1.01, 1))
+    with pytest.raises(ValueError, match="`probabilities`"):
+        jloss.checked(jloss.binary_cross_entropy)(1.01, 1)

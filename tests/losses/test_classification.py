@@ -238,3 +238,87 @@ def test_slope_in_class_weights():
     less = values - f(by_class)
     expected = of_label.T @ less / by_class[LABELS].sum()
     close(jax.grad(f)(by_class), expected)
+
+
+# from probabilities, and with a focus ---------------------------------------------------------
+
+
+def test_probabilities_give_what_their_logits_give():
+    p, y = jax.nn.softmax(LOGITS), jax.nn.softmax(LOGITS[::-1])
+    close(jloss.categorical_cross_entropy(p, y), jloss.softmax_cross_entropy(LOGITS, y))
+    close(jloss.nll_loss(jax.nn.log_softmax(LOGITS), LABELS), integer_ce(LOGITS, LABELS))
+    close(jloss.safe_softmax_cross_entropy(LOGITS, y), jloss.softmax_cross_entropy(LOGITS, y))
+
+
+def test_an_impossible_truth_costs_infinitely_and_has_a_finite_slope():
+    p, y = jnp.array([[0.0, 1.0], [0.0, 1.0]]), jnp.array([[1.0, 0.0], [0.0, 1.0]])
+    value, slope = (
+        jloss.categorical_cross_entropy(p, y),
+        jax.grad(lambda p: jloss.categorical_cross_entropy(p, y).sum())(p),
+    )
+    np.testing.assert_array_equal(value, [np.inf, 0])
+    assert np.isfinite(slope).all()
+    assert slope[0, 0] < -1e37
+    assert slope[1, 0] == 0
+
+
+def test_class_weights_of_nll_are_those_of_cross_entropy():
+    options = {"class_weights": np.linspace(0.5, 2, C), "reduction": jloss.mean}
+    got = jloss.nll_loss(jax.nn.log_softmax(LOGITS), LABELS, **options)
+    close(got, integer_ce(LOGITS, LABELS, **options))
+
+
+def test_bad_probabilities_are_told():
+    bad = jax.nn.softmax(LOGITS).at[2, 0].set(1.5)
+    np.testing.assert_array_equal(
+        np.isnan(jloss.categorical_cross_entropy(bad, ONE_HOT)), np.arange(N) == 2
+    )
+    with pytest.raises(ValueError, match="`log_predictions`"):
+        jloss.checked(jloss.nll_loss)(LOGITS + 9, LABELS)
+
+
+def test_softmax_focal_of_two_classes_is_the_binary_one():
+    x, y = LOGITS[:, 0], jnp.asarray(LABELS % 2)
+    two = jnp.stack([jnp.zeros_like(x), x], -1)
+    for gamma in (0.0, 0.5, 2.0, 5.0):
+        got = jloss.softmax_focal_loss(two, y, gamma=gamma)
+        close(got, jloss.sigmoid_focal_loss(x, y, gamma=gamma))
+    close(jloss.softmax_focal_loss(LOGITS, LABELS, gamma=0.0), integer_ce(LOGITS, LABELS))
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0])
+@pytest.mark.parametrize("lead", [-200.0, -99.0, -1.0, 0.0, 30.0, 200.0])
+def test_softmax_focal_is_finite_to_the_second_order(lead, gamma):
+    f = lambda x: jloss.softmax_focal_loss(x, 0, gamma=gamma)
+    x = jnp.array([lead, 0.0])
+    assert np.isfinite(jax.hessian(f)(x)).all()
+    slope = jax.grad(f)(x)
+    close(slope.sum(), 0, atol=1e-5)
+    assert slope[0] <= 0
+
+
+def test_poly_loss_without_epsilon_is_cross_entropy():
+    y = jax.nn.softmax(LOGITS[::-1])
+    close(
+        jloss.poly_loss_cross_entropy(LOGITS, y, epsilon=0.0),
+        jloss.softmax_cross_entropy(LOGITS, y),
+    )
+    miss = 1 - jax.nn.softmax(LOGITS)[jnp.arange(N), LABELS]
+    poly = jloss.poly_loss_cross_entropy(LOGITS, ONE_HOT, epsilon=3.0)
+    close(poly, integer_ce(LOGITS, LABELS) + 3 * miss)
+
+
+def test_smooth_labels_keep_their_sum():
+    with jax.numpy_dtype_promotion("standard"):
+        close(jloss.smooth_labels(ONE_HOT, 0.3), optax.smooth_labels(ONE_HOT, 0.3))
+    close(jloss.smooth_labels(ONE_HOT, 0.3).sum(-1), 1)
+    where = np.arange(C)[None] < C - 1
+    fewer = ONE_HOT.at[:, -1].set(0)
+    masked = jloss.smooth_labels(fewer, 0.3, where=where)
+    close(masked[:, :-1], jloss.smooth_labels(fewer[:, :-1], 0.3))
+    assert not masked[:, -1].any()
+    smoothed = jloss.softmax_cross_entropy(LOGITS, jloss.smooth_labels(ONE_HOT, 0.1))
+    close(smoothed, integer_ce(LOGITS, LABELS, label_smoothing=0.1))
+    assert np.isnan(jloss.smooth_labels(ONE_HOT, 1.5)).all()
+    assert jloss.smooth_labels(np.eye(2, dtype=bool), 0.5).dtype == jnp.float32
+    close(jloss.smooth_labels(ONE_HOT.T, 0.3, axis=0), jloss.smooth_labels(ONE_HOT, 0.3).T)

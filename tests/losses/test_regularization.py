@@ -6,9 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import scipy.stats
 import sklearn.linear_model
 
 import jloss
+from jloss._core.classes import entropy
 
 PARAMS = {"w": jnp.array([[3.0, -4.0], [0.0, 1.0]]), "b": jnp.array([2.0, -2.0])}
 every_penalty = pytest.mark.parametrize(
@@ -111,3 +113,29 @@ def test_l1_ratio_is_traced():
     f = lambda r: jloss.elastic_net_regularization(PARAMS, l1_ratio=r)
     np.testing.assert_allclose(jax.vmap(f)(jnp.array([0.0, 1.0])), [17, 12])
     assert jax.grad(f)(0.5) == 12 - 17
+
+
+def test_confidence_is_negative_entropy():
+    logits = jnp.asarray(np.random.default_rng(0).normal(size=(7, 5)) * 2, jnp.float32)
+    p = np.exp(np.asarray(jax.nn.log_softmax(logits), float))
+    np.testing.assert_allclose(
+        jloss.confidence_penalty(logits), -scipy.stats.entropy(p, axis=-1), rtol=1e-5
+    )
+    np.testing.assert_allclose(jloss.confidence_penalty(jnp.zeros(8)), -np.log(8), rtol=1e-6)
+    assert jloss.confidence_penalty(jnp.array([500.0, 0.0])) == 0
+
+
+@pytest.mark.parametrize("order", [0, 1, 2])
+def test_the_rule_of_the_entropy_is_plain_differentiation(order):
+    x = jnp.asarray(np.random.default_rng(1).normal(size=5), jnp.float32)
+    ours, plain = (lambda x, f=f: f(x, (0,)) for f in (entropy, entropy.fun))
+    for _ in range(order):
+        ours, plain = jax.jacrev(ours), jax.jacrev(plain)
+    np.testing.assert_allclose(jax.jit(ours)(x), jax.jit(plain)(x), rtol=1e-4, atol=1e-6)
+
+
+def test_the_slope_of_confidence_near_no_preference():
+    """Without the rule of `entropy` three digits of seven are lost here."""
+    x = jnp.array([1e-4, -1e-4, 2e-4, -2e-4])
+    slope = jax.grad(jloss.confidence_penalty)(x)
+    np.testing.assert_allclose(slope, x / 4, rtol=1e-3)
