@@ -299,8 +299,8 @@ def total_variation_distance(
     References:
         Levin, Peres and Wilmer, "Markov Chains and Mixing Times", AMS, 2009.
 
-    >>> total_variation_distance(jnp.log(jnp.array([[0.25, 0.75]])), jnp.array([[0.5, 0.5]]))
-    Array([0.25], dtype=float32)
+    >>> total_variation_distance(jnp.log(jnp.array([[0.5, 0.5]])), jnp.array([[1.0, 0.0]]))
+    Array([0.5], dtype=float32)
     """
 
     def formula(log_q, p, axis):
