@@ -1,5 +1,7 @@
 """`import optax` can become `import jloss`: the same values on ordinary inputs."""
 
+import inspect
+
 import jax
 import numpy as np
 import optax
@@ -21,6 +23,13 @@ def test_values_and_gradients_are_optax_s(name):
         slope = jax.grad(lambda x: theirs(x, y).sum())(x)
     np.testing.assert_allclose(ours(x, y), expected, rtol=1e-5, atol=2e-6)
     np.testing.assert_allclose(jax.grad(lambda x: ours(x, y).sum())(x), slope, rtol=1e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("name", ["smooth_labels", "make_fenchel_young_loss"])
+def test_what_is_no_loss_has_optax_s_arguments_too(name):
+    ours, theirs = (inspect.signature(getattr(m, name)).parameters for m in (jloss, optax.losses))
+    kinds = lambda parameters: [(p.name, p.kind, p.default) for p in parameters.values()]
+    assert kinds(ours) == kinds(theirs)
 
 
 STILL_TO_COME = {
