@@ -77,7 +77,8 @@ def surprises(
     @lean
     def formula(x):
         (x,) = floats(logits=x)
-        x = before(clean(x, y.classes, y.rows, axis, -jnp.inf))
+        x = before(clean(x, y.classes, y.rows, axis))
+        x = clean(x, y.classes, y.rows, axis, -jnp.inf)
         return softmax_surprise(x, y.number, axis)[0]
 
     return formula(logits)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -37,11 +38,19 @@ def log_or_steep(p: Array) -> Array:
     return steep + jnp.where(never, -jnp.inf, jnp.zeros_like(p))
 
 
+def weighted_log(weight: Array, p: Array, log: Callable[[Array], Array]) -> Array:
+    """`weight * log(p)`; a weight of 0 silences every derivative in p, but not the slope in it."""
+    never = weight == 0
+    of_weight = jax.lax.stop_gradient(jnp.where(never, log(p) - log(jnp.full_like(p, 0.5)), 0))
+    return product(weight, log(jnp.where(never, 0.5, p))) + product(weight, of_weight)
+
+
 def smooth_absolute(error: Array, beta: Array) -> Array:
     """|error| - beta / 2, whose corner is a parabola out to `beta`; |error| if that is 0."""
     near = jnp.abs(error) < beta
     parabola = 0.5 * jnp.where(near, error, 0) ** 2 / jnp.where(near, beta, 1)
-    return jnp.where(near, parabola, absolute(error) - 0.5 * jnp.where(near, 0, beta))
+    less = 0.5 * jnp.where(near | (error == 0), 0, beta)
+    return jnp.where(near, parabola, absolute(error) - less)
 
 
 TAYLOR = [1 / math.factorial(n) for n in range(20, 0, -1)]  # of exp, the last for x to the power 1
@@ -62,9 +71,9 @@ def expm1_over(x: Array) -> Array:
 def expm1_less(x: Array) -> Array:
     """exp(x) - 1 - x, about half the square of x near 0."""
     near = jnp.abs(x) < 1
-    small = jnp.where(near, x, 0)
+    small, far = jnp.where(near, x, 0), jnp.where(near | (x == jnp.inf), 1, x)
     series = small * small * horner(TAYLOR[:-1], small)
-    return jnp.where(near, series, jnp.expm1(jnp.where(near, 1, x)) - jnp.where(near, 1, x))
+    return jnp.where(near, series, jnp.where(x == jnp.inf, x, jnp.expm1(far) - far))
 
 
 def decay(x: Array) -> Array:
@@ -75,24 +84,30 @@ def decay(x: Array) -> Array:
 
 def square_over_variance(error: Array, log_variance: Array) -> Array:
     """error^2 exp(-log_variance); no error is 0, with its slopes, at the least variance too."""
-    neither = (error == 0) & jnp.isinf(jnp.exp(-log_variance))
-    return error**2 * jnp.exp(-jnp.where(neither, 0, log_variance))
+    neither = (error == 0) & jnp.isinf(jnp.exp(-log_variance / 2))
+    return (error * jnp.exp(-jnp.where(neither, 0, log_variance) / 2)) ** 2
 
 
-def barron(z: Array, alpha: Array) -> Array:
-    """Barron's general robust loss of the squared error over the squared scale.
+def barron(error: Array, alpha: Array) -> Array:
+    """Barron's general robust loss of the error over the scale.
 
-    |a - 2| / a ((z / |a - 2| + 1)^(a / 2) - 1). Near a = 2 the power is split, or its base, of
-    the size of 1 / |a - 2|, would cost digits; elsewhere expm1 is right through a = 0.
+    |a - 2| / a ((e^2 / |a - 2| + 1)^(a / 2) - 1). Near a = 2 the power is split, or its base, of
+    the size of 1 / |a - 2|, would cost digits; elsewhere expm1 is right through a = 0. An outlier
+    is raised to powers by its logarithm, where its square might overflow.
     """
-    limit, alpha = alpha == -jnp.inf, jnp.where(alpha == -jnp.inf, 0, alpha)
-    b = jnp.maximum(2 - alpha, float(jnp.finfo(z.dtype).eps))
+    limit = alpha < -1e30
+    alpha = jnp.where(limit, 0, alpha)
+    b = jnp.maximum(2 - alpha, float(jnp.finfo(error.dtype).eps))
+    outlier = jnp.abs(error) > 1e9
+    z = jnp.where(outlier, 1e9, error) ** 2
+    far = jnp.where(outlier, jnp.abs(error), 1)
     split = (b < 0.5) & (z > b)
-    log = jnp.log1p(jnp.where(split, 0, z) / b)
-    whole = 0.5 * b * log * expm1_over(0.5 * alpha * log)
-    whole = jnp.where(limit, decay(z / 2), whole)
+    log = jnp.where(outlier, 2 * jnp.log(far) - jnp.log(b), jnp.log1p(jnp.where(split, 0, z) / b))
+    log = jnp.where(split, 0, log)
+    whole = jnp.where(limit, decay(z / 2), 0.5 * b * log * expm1_over(0.5 * alpha * log))
     a, b, z = jnp.where(split, alpha, 2), jnp.where(split, b, 1), jnp.where(split, z, 0)
-    return jnp.where(split, (b ** (1 - a / 2) * (b + z) ** (a / 2) - b) / a, whole)
+    power = jnp.where(outlier, far**a, (b + z) ** (a / 2))
+    return jnp.where(split, (b ** (1 - a / 2) * power - b) / a, whole)
 
 
 def simplex_threshold(x: Array, axis: tuple[int, ...]) -> Array:

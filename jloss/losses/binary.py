@@ -13,7 +13,7 @@ from jloss._core.inputs import (
     paired,
     probable,
 )
-from jloss._core.numerics import log_or_steep, product
+from jloss._core.numerics import log_or_steep, product, weighted_log
 from jloss.reduction import R, Reduction, each, finish
 
 if TYPE_CHECKING:
@@ -70,7 +70,8 @@ def sigmoid_binary_cross_entropy(
         y = (1 - alpha) * y + 0.5 * alpha
     positive = product(y, jax.nn.softplus(-x))
     if pos_weight is not None:
-        positive *= hyperparameter("pos_weight", pos_weight, x, there, least=0)
+        factor = hyperparameter("pos_weight", pos_weight, x, there, least=0)
+        positive = product(factor, positive)
     values = positive + product(1 - y, jax.nn.softplus(x))
     return finish(nan_unless(ok, values), reduction, where=there, weights=weights)
 
@@ -95,7 +96,7 @@ def sigmoid_focal_loss(
     Args:
         logits: $x$, the log-odds, any shape.
         labels: $y$ in [0, 1], of the same shape, or a scalar: 0, 1, or the probability of 1.
-        alpha: a weight in (0, 1) for positives, against $1 - \alpha$ for negatives; None weighs
+        alpha: a weight in [0, 1] for positives, against $1 - \alpha$ for negatives; None weighs
             them alike. A scalar, or as many axes as the logits.
         gamma: $\gamma \ge 0$, how hard it turns away; 0 is binary cross-entropy. A scalar, or as
             many axes as the logits.
@@ -122,7 +123,9 @@ def sigmoid_focal_loss(
     x, y, there = paired(logits, labels, where, weights, names=("logits", "labels"))
     gamma = hyperparameter("gamma", gamma, x, there, least=0)
     cross_entropy = product(y, jax.nn.softplus(-x)) + product(1 - y, jax.nn.softplus(x))
-    values = cross_entropy * jnp.exp(gamma * _log_miss(x, y))
+    certain = jnp.isinf(cross_entropy)  # and the miss is 1
+    focus = jnp.exp(gamma * jnp.where(certain, 0, _log_miss(x, y)))
+    values = cross_entropy * focus
     if alpha is not None:
         alpha = hyperparameter("alpha", alpha, x, there, least=0, most=1)
         values *= alpha * y + (1 - alpha) * (1 - y)
@@ -180,9 +183,12 @@ def binary_cross_entropy(
     p, y, there = paired(probabilities, labels, where, weights, names=names)
     ok = probable("probabilities", p, probabilities) & probable("labels", y, labels)
     p = p - jax.lax.stop_gradient(p - jnp.clip(p, 0, 1))  # what rounding left beyond the ends
-    low = p < 0.5  # there log1p keeps the digits of log(1 - p), and elsewhere 1 - p is exact
-    miss = jnp.where(
-        low, jnp.log1p(-jnp.where(low, p, 0)), log_or_steep(1 - jnp.where(low, 0.5, p))
-    )
-    values = -product(y, log_or_steep(p)) - product(1 - y, miss)
+    values = -weighted_log(y, p, log_or_steep) - weighted_log(1 - y, p, _log_of_the_rest)
     return finish(nan_unless(ok, values), reduction, where=there, weights=weights)
+
+
+def _log_of_the_rest(p: Array) -> Array:
+    """log(1 - p): log1p keeps its digits where p is small, and elsewhere 1 - p is exact."""
+    low = p < 0.5
+    of_low, of_high = jnp.where(low, p, 0), 1 - jnp.where(low, 0.5, p)
+    return jnp.where(low, jnp.log1p(-of_low), log_or_steep(of_high))

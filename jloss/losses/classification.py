@@ -19,7 +19,7 @@ from jloss._core.inputs import (
     masks,
     probable,
 )
-from jloss._core.numerics import decay, expm1_over, lean, log_or_steep, product
+from jloss._core.numerics import decay, expm1_over, lean, log_or_steep, product, weighted_log
 from jloss.reduction import R, Reduction, each, finish, mean
 
 if TYPE_CHECKING:
@@ -260,7 +260,7 @@ def categorical_cross_entropy(
 
     def formula(p, y, axis):
         ok = probable("probabilities", p, probabilities, axis) & probable("labels", y, labels, axis)
-        return nan_unless(ok, -jnp.sum(product(y, log_or_steep(p)), axis))
+        return nan_unless(ok, -jnp.sum(weighted_log(y, p, log_or_steep), axis))
 
     values, rows = over_classes(
         formula, probabilities, labels, axis, where, weights, names=("probabilities", "labels")
@@ -284,7 +284,7 @@ def nll_loss(
 
     Args:
         log_predictions: $x$, log-probabilities, any shape.
-        labels: $y$, class numbers from 0, of the shape of the logits without `axis`.
+        labels: $y$, class numbers from 0, of the shape of the predictions without `axis`.
         axis: the axes along which the classes lie.
         class_weights: a weight for each class, which multiplies the weight of the entries it
             labels, and so enters the denominator of `mean`.
@@ -368,9 +368,10 @@ def softmax_focal_loss(
     y = labelled(labels, logits.shape, axis, where, weights, class_weights)
     surprise = surprises(logits, y, axis)
     gamma = hyperparameter("gamma", gamma, surprise, y.rows, least=0)
-    small = jnp.clip(surprise, jnp.finfo(surprise.dtype).tiny, 1)  # 0 has no slopes of all orders
+    tiny = jnp.finfo(surprise.dtype).tiny  # 0 has no slopes of all orders
+    small = jnp.where(surprise < 1, jnp.maximum(surprise, tiny), 1)
     focused = small ** (1 + gamma) * expm1_over(-small) ** gamma
-    middle = jnp.clip(surprise, 1, 100)  # beyond, 1 - p is 1
+    middle = jnp.where((surprise >= 1) & (surprise < 100), surprise, 1)  # beyond, 1 - p is 1
     wrong = jnp.where(surprise < 100, middle * decay(middle) ** gamma, surprise)
     values = jnp.where(surprise < 1, focused, wrong)
     return finish(nan_unless(y.known, values), reduction, where=y.rows, weights=y.weights)
@@ -455,7 +456,7 @@ def smooth_labels(
     Raises:
         TypeError: for labels that are not real.
 
-    An $\alpha$ outside [0, 1] gives NaN.
+    An $\alpha$ outside [0, 1] gives NaN, and so does a label outside it, in all of its row.
 
     Differs from optax: classes that `where` deletes get no share; float32 results for
     half-precision labels; labels may be integers or booleans.
@@ -470,6 +471,8 @@ def smooth_labels(
     labels, axis = consumed("labels", labels, axis)
     classes, rows = masks(where, None, labels.shape, axis)
     (y,) = at_least_float32(labels)
+    y = clean(y, classes, rows, axis)
+    y = nan_unless(jnp.expand_dims(probable("labels", y, labels, axis), axis), y)
     alpha = hyperparameter("alpha", alpha, y, least=0, most=1)
     even = jnp.ones_like(y) if classes is None else classes.astype(y.dtype)
     even /= jnp.maximum(jnp.sum(even, axis, keepdims=True), 1)

@@ -79,11 +79,11 @@ def kl_divergence(
     """
 
     def formula(log_q, p, axis):
-        some = p != 0
-        log_ratio = jnp.log(jnp.abs(jnp.where(some, p, 1))) - jnp.where(some, log_q, 0)
-        values = jnp.sum(jnp.where(some, p * log_ratio, 0), axis)
         ok = log_probable("log_predictions", log_q, log_predictions, axis)
-        return nan_unless(ok & probable("targets", p, targets, axis), values)
+        ok &= probable("targets", p, targets, axis)
+        log_q, some = nan_unless(jnp.expand_dims(ok, axis), log_q), p != 0
+        log_ratio = jnp.log(jnp.abs(jnp.where(some, p, 1))) - jnp.where(some, log_q, 0)
+        return nan_unless(ok, jnp.sum(jnp.where(some, p * log_ratio, 0), axis))
 
     values, rows = over_classes(formula, log_predictions, targets, axis, where, weights, **TARGETS)
     return finish(values, reduction, where=rows, weights=weights)
@@ -131,11 +131,11 @@ def kl_divergence_with_log_targets(
     """
 
     def formula(log_q, log_p, axis):
-        some = log_p > -jnp.inf
-        log_ratio = jnp.where(some, log_p, 0) - jnp.where(some, log_q, 0)
-        values = jnp.sum(product(jnp.exp(log_p), log_ratio), axis)
         ok = log_probable("log_predictions", log_q, log_predictions, axis)
-        return nan_unless(ok & log_probable("log_targets", log_p, log_targets, axis), values)
+        ok &= log_probable("log_targets", log_p, log_targets, axis)
+        log_q, some = nan_unless(jnp.expand_dims(ok, axis), log_q), log_p > -jnp.inf
+        log_ratio = jnp.where(some, log_p, 0) - jnp.where(some, log_q, 0)
+        return nan_unless(ok, jnp.sum(product(jnp.exp(log_p), log_ratio), axis))
 
     values, rows = over_classes(
         formula, log_predictions, log_targets, axis, where, weights, **LOG_TARGETS
@@ -187,7 +187,10 @@ def generalized_kl_divergence(
     def formula(log_q, p, axis):
         insist(p >= 0, "`targets` should not be negative")
         log_ratio = log_q - jnp.log(jnp.where(p > 0, p, 1))
-        terms = jnp.where(p > 0, product(p, expm1_less(log_ratio)), jnp.exp(log_q))
+        more = log_ratio > 1  # there exp(log_q) is large, and the ratio may be too large
+        near = product(p, expm1_less(jnp.where(more, 0, log_ratio)))
+        far = jnp.exp(log_q) - p - p * jnp.where(more, log_ratio, 0)
+        terms = jnp.where((p > 0) & ~more, near, jnp.where(p > 0, far, jnp.exp(log_q)))
         return nan_unless(jnp.all(p >= 0, axis), jnp.sum(terms, axis))
 
     values, rows = over_classes(formula, log_predictions, targets, axis, where, weights, **TARGETS)

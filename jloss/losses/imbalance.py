@@ -58,8 +58,10 @@ def class_balanced_weights(
     beta = hyperparameter("beta", beta, counts, least=0, most=1)
     insist(counts >= 0, "`class_counts` should not be negative")
     counts, there = nan_unless(counts >= 0, counts), counts != 0
-    n, rate = jnp.where(there, counts, 1), jnp.log(jnp.maximum(beta, jnp.finfo(counts.dtype).tiny))
-    effective = n * expm1_over(n * rate) / expm1_over(rate)
+    n, rate = jnp.where(there, counts, 1), jnp.log(jnp.where(beta < 0.5, 0.5, beta))
+    small = jnp.where(beta < 0.5, beta, 0)
+    of_small = (1 - small**n) / (1 - small)
+    effective = jnp.where(beta < 0.5, of_small, n * expm1_over(n * rate) / expm1_over(rate))
     return each(1 / effective, where=there) / mean(1 / effective, where=there, axis=-1)[..., None]
 
 
@@ -113,7 +115,9 @@ def logit_adjusted_cross_entropy(
 
     def adjusted(x):
         factor = hyperparameter("temperature", temperature, x, least=0)
-        return x + product(factor, jnp.log(counts_of_classes(class_counts, x, axis)))
+        counts = counts_of_classes(class_counts, x, axis)
+        adjusted = x + factor * jnp.log(jnp.where(counts == 0, 1, counts))
+        return jnp.where((counts == 0) & (factor > 0), -jnp.inf, adjusted)
 
     values = surprises(logits, y, axis, adjusted)
     return finish(nan_unless(y.known, values), reduction, where=y.rows, weights=y.weights)
@@ -179,7 +183,8 @@ def ldam_loss(
         share = jnp.where(counts == 0, 1, rarest / jnp.where(counts == 0, 1, counts)) ** 0.25
         margin = hyperparameter("max_margin", max_margin, x) * share
         less = jnp.where(is_label(x, y.number, axis), margin, 0)
-        return hyperparameter("scale", scale, x, above=0) * (x - less)
+        allowed, factor = x > -jnp.inf, hyperparameter("scale", scale, x, above=0)
+        return jnp.where(allowed, factor * (jnp.where(allowed, x, 0) - less), x)
 
     values = surprises(logits, y, axis, with_margin)
     return finish(nan_unless(y.known, values), reduction, where=y.rows, weights=y.weights)
@@ -201,7 +206,7 @@ def asymmetric_loss(
     $$\ell = -y \, (1 - p)^{\gamma_+} \log p - (1 - y) \, q^{\gamma_-} \log(1 - q), \qquad
     p = \sigma(x), \quad q = \max(p - m, 0)$$
 
-    `sigmoid_focal_loss` is the case of equal gammas and no margin.
+    For labels of 0 and 1, `sigmoid_focal_loss` is the case of equal gammas and no margin.
 
     Args:
         logits: $x$, the log-odds, any shape.
@@ -231,12 +236,18 @@ def asymmetric_loss(
     on = hyperparameter("gamma_positive", gamma_positive, x, there, least=0)
     off = hyperparameter("gamma_negative", gamma_negative, x, there, least=0)
     m = hyperparameter("margin", margin, x, there, least=0, most=1)
-    positive = jnp.exp(-on * jax.nn.softplus(x)) * jax.nn.softplus(-x)
+    x = nan_unless(off >= 0, x)
+    positive = jnp.exp(-product(on, jax.nn.softplus(x))) * jax.nn.softplus(-x)
     forgotten = sigmoid(x) <= m
     q = jnp.where(forgotten, 1, sigmoid(x) - m)
     log_m = jnp.where(m == 0, -jnp.inf, jnp.log(jnp.where(m == 0, 1, m)))
-    negative = -(q**off) * jnp.logaddexp(-jax.nn.softplus(x), log_m)
-    negative = jnp.where(forgotten, 0, negative)
+    log_miss = jnp.where(
+        x < 80,  # beyond, sigmoid(-x) underflows
+        jnp.log(sigmoid(-jnp.where(x < 80, x, 80)) + m),
+        jnp.logaddexp(-jax.nn.softplus(x), log_m),
+    )
+    log_miss = jnp.where(q < 0.5, jnp.log1p(-jnp.where(q < 0.5, q, 0)), log_miss)
+    negative = jnp.where(forgotten, 0, -(q**off) * log_miss)
     values = product(y, positive) + product(1 - y, negative)
     values = nan_unless(probable("labels", y, labels), values)
     return finish(values, reduction, where=there, weights=weights)

@@ -306,8 +306,9 @@ def sparsemax_loss(
     x, y, there = paired(logits, labels, where, weights, names=("logits", "labels"))
     ok = (y == 0) | (y == 1)
     insist(ok, "`labels` should be 0 or 1")
-    wrong = (1 - 2 * y) * x
-    values = (jnp.clip(wrong, -1, 1) + 1) ** 2 / 4 + jnp.where(wrong > 1, wrong - 1, 0)
+    wrong = nan_unless(ok, 1 - 2 * y) * x
+    parabola = jnp.where(jnp.abs(wrong) < 1, wrong + 1, 0) ** 2 / 4
+    values = parabola + jnp.where(wrong >= 1, wrong, 0)
     return finish(nan_unless(ok, values), reduction, where=there, weights=weights)
 
 
@@ -363,19 +364,20 @@ def multiclass_sparsemax_loss(
     def formula(x):
         (x,) = floats(scores=x)
         x = clean(x, y.classes, y.rows, axis, -jnp.inf)
+        x = nan_unless(jnp.expand_dims(y.known, axis), x)
         x = x - jax.lax.stop_gradient(jnp.max(x, axis, keepdims=True))
         threshold = simplex_threshold(x, axis)
-        p = jnp.maximum(x - threshold, 0)
+        p = jnp.where(x > threshold, x - threshold, 0)
         off = p - is_label(x, y.number, axis).astype(p.dtype)
         short = jnp.squeeze(threshold, axis) - pick(x, y.number, axis)
-        return 0.5 * jnp.sum(off**2, axis) + jnp.where(short > 0, short, 0)
+        return 0.5 * jnp.sum(off**2, axis) + jnp.where(short >= 0, short, 0)
 
     values = nan_unless(y.known, formula(scores))
     return finish(values, reduction, where=y.rows, weights=y.weights)
 
 
 def make_fenchel_young_loss(max_fun: Callable[[Array], ArrayLike]) -> Callable[..., Any]:
-    r"""The loss that a maximum over a convex set belongs to: 0 where the scores attain it at `y`.
+    r"""The loss that belongs to a maximum over a convex set: least where that is attained at `y`.
 
     $$\ell = \max_{p} \big( \langle x, p \rangle - \Omega(p) \big) - \langle x, y \rangle$$
 

@@ -62,10 +62,12 @@ def generalized_cross_entropy(
     y = labelled(labels, logits.shape, axis, where, weights)
     surprise = surprises(logits, y, axis)
     power = hyperparameter("q", q, surprise, y.rows, least=0, most=1)
-    exponent = product(power, surprise)
-    near = exponent < 1  # a power of 0 included
+    forbidden = jnp.isinf(surprise)
+    exponent = power * jnp.where(forbidden, 0, surprise)
+    near = jnp.where(forbidden, power == 0, exponent < 1)
     series = surprise * expm1_over(-jnp.where(near, exponent, 0))
-    values = jnp.where(near, series, decay(exponent) / jnp.where(near, 1, power))
+    sure = jnp.where(forbidden, 1, decay(exponent))
+    values = jnp.where(near, series, sure / jnp.where(near, 1, power))
     return finish(nan_unless(y.known, values), reduction, where=y.rows, weights=y.weights)
 
 
@@ -92,7 +94,7 @@ def symmetric_cross_entropy(
         alpha: $\alpha$, the factor of the cross-entropy. A scalar, or as many axes as the labels,
             as the other two.
         beta: $\beta$, the factor of the reverse cross-entropy, whose labels are 0 or 1.
-        log_of_zero: $A < 0$, which stands for the logarithm of a label's 0.
+        log_of_zero: $A \le 0$, which stands for the logarithm of a label's 0.
         where, weights, reduction: as in every loss, see `jloss.reduction`. `where` over `axis`
             deletes classes.
 

@@ -57,7 +57,7 @@ def poisson_nll_loss(
     """
     x, y, there = paired(log_predictions, targets, where, weights, names=NAMES)
     insist(y >= 0, "`targets` should not be negative")
-    values = jnp.exp(x) - product(y, x)
+    values = jnp.exp(x) - product(y, jnp.where(x == jnp.inf, 0, x))
     return finish(nan_unless(y >= 0, values), reduction, where=there, weights=weights)
 
 
@@ -153,7 +153,7 @@ def tweedie_deviance(
     ok = ok if there is None else ok | ~there
     insist(ok, "`targets` should not be negative, and above 0 for a power of 2 or more")
     some = (y > 0) | ~ok
-    log_y = jnp.log(nan_unless(ok, jnp.where(some, y, 1)))
+    log_y = jnp.where(some, jnp.log(nan_unless(ok, jnp.where(some, y, 1))), x)
     of_none = jnp.exp(q * x) / jnp.where(q > 0, q, 1)
     values = 2 * jnp.where(some, _half_deviance(x, log_y, q), of_none)
     return finish(values, reduction, where=there, weights=weights)
@@ -174,7 +174,11 @@ def _half_deviance(x: Array, log_y: Array, q: Array) -> Array:
         series, powers = series + term * powers, 1 + q * powers
     whole, part = jnp.exp(log_y + (q - 1) * x), jnp.exp(q * x)
     low = q < 0.5
-    by_gamma = whole - part * (1 + far * expm1_over(jnp.where(low, q, 0) * far))
+    q_low = jnp.where(low, q, 0)
+    short = jnp.abs(q_low * far) < 1
+    tail = part * far * expm1_over(jnp.where(short, q_low * far, 0))
+    tail = jnp.where(short, tail, (jnp.exp(q_low * log_y) - part) / jnp.where(short, 1, q_low))
+    by_gamma = whole - part - tail
     by_poisson = whole * (far * expm1_over(jnp.where(low, 0, q - 1) * far) - 1) + part
     beyond = jnp.where(low, by_gamma / jnp.where(low, 1 - q, 1), by_poisson / jnp.where(low, 1, q))
     return jnp.where(near, part * series, beyond)

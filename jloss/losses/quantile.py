@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import jax.numpy as jnp
 
+from jloss._core.checks import nan_unless
 from jloss._core.inputs import hyperparameter, residual
 from jloss._core.numerics import absolute, smooth_absolute
 from jloss.reduction import R, Reduction, each, finish
@@ -69,8 +70,8 @@ def quantile_huber_loss(
 
     $$\ell = |q - [e > 0]| \; L_\delta(e) / \delta, \qquad e = x - y$$
 
-    with Huber's $L_\delta$ (`huber_loss`). The paper divides by $\delta$ and so does this; some
-    libraries do not.
+    with Huber's $L_\delta$ (`huber_loss`). The division by $\delta$ is that of the reference; some
+    libraries leave it out.
 
     Args:
         predictions: $x$, any shape.
@@ -88,8 +89,8 @@ def quantile_huber_loss(
         TypeError: for predictions that are not floating.
 
     References:
-        Dabney, Rowland, Bellemare and Munos, "Distributional Reinforcement Learning with Quantile
-        Regression", AAAI 2018, eq. 10.
+        Dabney, Ostrovski, Silver and Munos, "Implicit Quantile Networks for Distributional
+        Reinforcement Learning", ICML 2018.
 
     >>> quantile_huber_loss(jnp.array([0.0, 4.0]), jnp.array([4.0, 0.0]), quantile=0.75, delta=2.0)
     Array([2.25, 0.75], dtype=float32)
@@ -97,6 +98,7 @@ def quantile_huber_loss(
     error, there = residual(predictions, targets, where, weights)
     quantile = hyperparameter("quantile", quantile, error, there, least=0, most=1)
     delta = hyperparameter("delta", delta, error, there, least=0)
+    error = nan_unless(delta >= 0, error)
     values = _tilt(error, quantile) * smooth_absolute(error, delta)
     return finish(values, reduction, where=there, weights=weights)
 

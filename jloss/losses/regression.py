@@ -204,8 +204,7 @@ def log_cosh(
     silent broadcast.
 
     References:
-        Chen, Chen, Yang, Wang and Ma, "Log Hyperbolic Cosine Loss Improves Variational
-        Auto-Encoder", 2019.
+        Chen, Chen and Zhang, "Log Hyperbolic Cosine Loss Improves Variational Auto-Encoder", 2018.
 
     >>> print([f"{loss:.4g}" for loss in log_cosh(jnp.array([1e-4, 100.0]))])
     ['5e-09', '99.31']
@@ -256,7 +255,8 @@ def smooth_l1_loss(
     """
     error, there = residual(predictions, targets, where, weights)
     beta = hyperparameter("beta", beta, error, there, least=0)
-    return finish(smooth_absolute(error, beta), reduction, where=there, weights=weights)
+    values = smooth_absolute(nan_unless(beta >= 0, error), beta)
+    return finish(values, reduction, where=there, weights=weights)
 
 
 def epsilon_insensitive_loss(
@@ -294,7 +294,7 @@ def epsilon_insensitive_loss(
     """
     error, there = residual(predictions, targets, where, weights)
     epsilon = hyperparameter("epsilon", epsilon, error, there, least=0)
-    beyond = absolute(error) - epsilon
+    beyond = absolute(nan_unless(epsilon >= 0, error)) - epsilon
     return finish(jnp.where(beyond <= 0, 0, beyond), reduction, where=there, weights=weights)
 
 
@@ -425,5 +425,5 @@ def general_robust_loss(
     error, there = residual(predictions, targets, where, weights)
     alpha = hyperparameter("alpha", alpha, error, there, most=2)
     scale = hyperparameter("scale", scale, error, there, above=0)
-    values = barron((error / scale) ** 2, alpha)
+    values = barron(error / scale, alpha)
     return finish(values, reduction, where=there, weights=weights)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jloss._core.classes import entropy
-from jloss._core.inputs import Axis, blank, clean, consumed, floats, masks
+from jloss._core.inputs import Axis, blank, clean, consumed, floats, hyperparameter, masks
 from jloss._core.numerics import absolute, lean
 from jloss.reduction import R, Reduction, each, finish
 
@@ -91,7 +91,7 @@ def elastic_net_regularization(
         mask: what is penalised, as in `l1_regularization`.
 
     Returns:
-        A scalar.
+        A scalar; NaN for a ratio outside [0, 1].
 
     References:
         Zou and Hastie, "Regularization and Variable Selection via the Elastic Net", Journal of the
@@ -101,7 +101,7 @@ def elastic_net_regularization(
     Array(9.75, dtype=float32)
     """
     l1, l2 = l1_regularization(params, mask=mask), l2_regularization(params, mask=mask)
-    l1_ratio = jnp.asarray(l1_ratio).astype(l1.dtype)
+    l1_ratio = hyperparameter("l1_ratio", l1_ratio, l1, least=0, most=1)
     return l1_ratio * l1 + (1 - l1_ratio) * l2
 
 

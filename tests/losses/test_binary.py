@@ -128,3 +128,22 @@ def test_a_probability_may_stray_by_roundings_alone():
     assert np.isnan(jloss.binary_cross_entropy(1.01, 1))
     with pytest.raises(ValueError, match="`probabilities`"):
         jloss.checked(jloss.binary_cross_entropy)(1.01, 1)
+
+
+def test_probabilities_have_second_derivatives_wherever_the_truth_allows():
+    second = jax.grad(jax.grad(jloss.binary_cross_entropy))
+    for p in (0.0, 1e-20, 0.25):
+        close(second(p, 0), 1 / (1 - p) ** 2)
+        close(second(1 - p, 1), 1 / (1 - p) ** 2)
+    slope = jax.grad(jloss.binary_cross_entropy, argnums=1)
+    for y in (0.0, 0.5, 1.0):
+        close(slope(0.25, y), np.log(3.0), rtol=1e-5)
+    confident = lambda x: jloss.categorical_cross_entropy(jax.nn.softmax(x), jnp.array([1.0, 0.0]))
+    assert np.isfinite(jax.hessian(confident)(jnp.array([60.0, 0.0]))).all()
+
+
+@pytest.mark.parametrize("loss", [jloss.sigmoid_focal_loss, jloss.sigmoid_binary_cross_entropy])
+def test_an_infinite_logit_on_the_wrong_side_has_a_slope(loss):
+    assert jax.value_and_grad(loss)(-jnp.inf, 1) == (jnp.inf, -1)
+    assert jax.value_and_grad(loss)(jnp.inf, 0) == (jnp.inf, 1)
+    assert binary_ce(-jnp.inf, 1, pos_weight=0.0) == 0

@@ -322,3 +322,17 @@ def test_smooth_labels_keep_their_sum():
     assert np.isnan(jloss.smooth_labels(ONE_HOT, 1.5)).all()
     assert jloss.smooth_labels(np.eye(2, dtype=bool), 0.5).dtype == jnp.float32
     close(jloss.smooth_labels(ONE_HOT.T, 0.3, axis=0), jloss.smooth_labels(ONE_HOT, 0.3).T)
+
+
+def test_softmax_focal_has_its_whole_slope_at_its_seam():
+    f = jax.grad(lambda x: jloss.softmax_focal_loss(jnp.stack([x, 0 * x]), 0, gamma=2.0))
+    seam = np.float32(-0.5413248)  # its surprise is 1 exactly
+    near = [f(seam), f(np.nextafter(seam, np.float32(-1))), f(np.nextafter(seam, np.float32(0)))]
+    close(near, near[1])
+
+
+def test_smoothing_hides_no_bad_label():
+    assert np.isnan(jloss.smooth_labels(jnp.array([1.5, -0.5]), 0.1)).all()
+    where = jnp.array([True, True, False])
+    alpha = lambda a: jloss.smooth_labels(jnp.array([1.0, 0.0, jnp.nan]), a, where=where)[0]
+    close(jax.grad(alpha)(0.1), -0.5)

@@ -150,3 +150,17 @@ def test_gaussian_kl_to_the_standard_one_is_the_price_of_a_code():
     np.testing.assert_allclose(jloss.gaussian_kl_divergence(mu, s, mu, s), 0, atol=1e-7)
     tiny = jloss.gaussian_kl_divergence(jnp.zeros(1), jnp.array([1e-4]))
     np.testing.assert_allclose(tiny, 0.25e-8, rtol=1e-4)
+
+
+def test_a_target_of_almost_nothing_against_a_large_amount():
+    value, slope = jax.value_and_grad(
+        lambda q: jloss.generalized_kl_divergence(q, jnp.array([1e-30]))
+    )(jnp.array([20.0]))
+    close(value, np.exp(20.0))
+    close(slope, np.exp(20.0))
+
+
+def test_a_bad_row_is_nan_throughout():
+    log_q = jnp.array([0.5, 0.25, 0.25])  # probabilities, given for their logarithms
+    slope = jax.grad(lambda q: jloss.kl_divergence(q, jnp.array([1.0, 0.0, 0.0])))(log_q)
+    assert np.isnan(slope).all()

@@ -104,3 +104,36 @@ def test_negative_counts_are_told():
             jloss.checked(jax.jit(f))()
         with pytest.raises(ValueError, match="`class_counts`"):
             loss(LOGITS, LABELS, class_counts=np.ones(4))
+
+
+def test_slopes_in_hyperparameters_with_classes_that_are_not_there():
+    logits, label = jnp.array([[0.5, 0.1, 0.2]]), jnp.array([0])
+    ldam = lambda s, x, **doors: jloss.ldam_loss(
+        x, label, class_counts=np.array([1, 2, 3]), scale=s, **doors
+    ).sum()
+    where = np.array([[True, True, False]])
+    assert np.isfinite(jax.grad(ldam)(30.0, logits, where=where))
+    assert np.isfinite(jax.grad(ldam)(30.0, logits.at[0, 2].set(-jnp.inf)))
+    adjusted = functools.partial(jloss.logit_adjusted_cross_entropy, logits, label)
+    slope = jax.grad(lambda t: adjusted(class_counts=np.array([3, 3, 0]), temperature=t).sum())
+    close(slope(1.0), 0)
+    hidden = adjusted(class_counts=np.array([1, 2, -1]), where=where)
+    close(hidden, adjusted(class_counts=np.array([1, 2, 9]), where=where))
+    junk = lambda x: jloss.logit_adjusted_cross_entropy(
+        x, label, class_counts=np.ones(3), temperature=np.array([[1, 1, np.nan]]), where=where
+    ).sum()
+    assert np.isfinite(jax.grad(junk)(logits)).all()
+
+
+def test_slopes_of_the_asymmetric_loss_in_its_margin():
+    slope = jax.grad(lambda m: jloss.asymmetric_loss(jnp.float32(0.5), 0, margin=m))
+    close(slope(0.0), slope(1e-4), rtol=2e-3)
+    near = jloss.asymmetric_loss(-2.0, 0, margin=0.1)
+    q = 1 / (1 + np.exp(2.0)) - 0.1
+    close(near, -(q**4) * np.log1p(-q), rtol=1e-5, atol=0)
+    assert np.isnan(jloss.asymmetric_loss(jnp.array([-9.0, 0.0]), 0, gamma_negative=-1.0)).all()
+
+
+def test_class_balanced_weights_have_a_slope_in_beta_from_0_on():
+    slope = jax.jacobian(lambda b: jloss.class_balanced_weights(np.array([1, 3]), beta=b))
+    close(slope(0.0), [0.5, -0.5])

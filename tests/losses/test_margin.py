@@ -111,3 +111,17 @@ def test_a_fenchel_young_loss_keeps_the_two_laws():
     with pytest.raises(ValueError, match="`targets`"):
         loss(SCORES, target[0])
     assert loss(SCORES.astype(jnp.bfloat16), target).dtype == jnp.float32
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_sparsemax_has_its_whole_slope_at_the_seams(dtype):
+    binary = jax.grad(lambda x, y: jloss.sparsemax_loss(x, y))
+    for x, y, slope in ((1.0, 0, 1), (-1.0, 1, -1), (-1.0, 0, 0), (0.0, 0, 0.5)):
+        assert binary(jnp.asarray(x, dtype), y) == slope
+    several = jax.grad(jloss.multiclass_sparsemax_loss)
+    for scores, label, slope in (
+        ([1.0, 0.0], 1, [1, -1]),
+        ([1.0, 0.0], 0, [0, 0]),
+        ([1.0, 1.0, 0.5], 2, [0.5, 0.5, -1]),
+    ):
+        np.testing.assert_array_equal(several(jnp.asarray(scores, dtype), label), slope)

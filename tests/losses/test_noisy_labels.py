@@ -55,3 +55,8 @@ def test_symmetric_cross_entropy_is_its_two_terms():
     close(jloss.symmetric_cross_entropy(LOGITS, LABELS, alpha=1.0, beta=0.0), plain(LOGITS, LABELS))
     reverse = jloss.symmetric_cross_entropy(LOGITS, LABELS, alpha=0.0, log_of_zero=-1.0)
     close(reverse, jloss.generalized_cross_entropy(LOGITS, LABELS, q=1.0))
+
+
+def test_the_slope_in_q_at_a_forbidden_label():
+    f = lambda q: jloss.generalized_cross_entropy(jnp.array([-jnp.inf, 0.0]), 0, q=q)
+    close(jax.grad(f)(0.5), -4)

@@ -106,3 +106,21 @@ def test_a_log_variance_is_masked_like_the_predictions():
     for slope in slopes:
         assert (slope[~where] == 0).all()
         assert np.isfinite(slope).all()
+
+
+def test_errors_and_variances_of_any_size():
+    """Their squares over- and underflow where their ratio does not."""
+    close(jloss.gaussian_nll_loss(1e-23, 0.0, -100.0), -50 + 0.5e-46 * np.exp(100.0), rtol=1e-6)
+    close(jloss.gaussian_nll_loss(1e20, 0.0, 40 * np.log(10.0)), 0.5 + 20 * np.log(10.0))
+
+
+def test_tweedie_deviance_far_from_the_mean():
+    value, slope = jax.value_and_grad(lambda x: jloss.tweedie_deviance(x, 0.0, power=1.9))(-100.0)
+    close([value, slope], [20 * np.exp(-10.0), 2 * np.exp(-10.0)], rtol=1e-4, atol=0)
+    inverse_gaussian = lambda x, y: jloss.tweedie_deviance(x, y, power=3.0)
+    for x in (60.0, 85.0, 90.0):
+        value, slope = jax.value_and_grad(inverse_gaussian)(x, 1.0)
+        close(value, 1)
+        close(slope, 0)
+    close(inverse_gaussian(66.0, 1e-10), 1e10)
+    assert jloss.gamma_deviance(-jnp.inf, 1.0) == jnp.inf

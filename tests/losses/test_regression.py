@@ -182,3 +182,15 @@ def test_a_logarithm_of_nothing_is_told():
     np.testing.assert_array_equal(np.isnan(slope), [True, False])
     with pytest.raises(ValueError, match="`predictions`"):
         jloss.checked(jloss.squared_log_error)(-1.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("alpha", "value"), [(1.0, 1e20), (0.0, 91.4103), (-1.0, 3.0), (-2.0, 2.0)]
+)
+def test_an_outlier_whose_square_overflows(alpha, value):
+    got, slope = jax.value_and_grad(lambda e: jloss.general_robust_loss(e, alpha=alpha))(1e20)
+    close(got, value, rtol=1e-5)
+    assert np.isfinite(slope)
+    got, slope = jax.value_and_grad(lambda e: jloss.general_robust_loss(e, alpha=-jnp.inf))(1e20)
+    assert (got, slope) == (1, 0)
+    close(jloss.general_robust_loss(1.0, alpha=-1e38), 1 - np.exp(-0.5))

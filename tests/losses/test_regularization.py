@@ -139,3 +139,7 @@ def test_the_slope_of_confidence_near_no_preference():
     x = jnp.array([1e-4, -1e-4, 2e-4, -2e-4])
     slope = jax.grad(jloss.confidence_penalty)(x)
     np.testing.assert_allclose(slope, x / 4, rtol=1e-3)
+
+
+def test_a_ratio_out_of_bounds_is_nan():
+    assert np.isnan(jloss.elastic_net_regularization(PARAMS, l1_ratio=2.0))
