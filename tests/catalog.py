@@ -341,6 +341,7 @@ CATALOG: dict[str, Row] = {
         lambda x, y: surprise(x, y[0]) + logsumexp(x) ** 2 / 4,
         label,
         **of_labels,
+        laws=False,
     ),
     "sigmoid_binary_cross_entropy": Row(
         binary_ce,
@@ -369,6 +370,7 @@ CATALOG: dict[str, Row] = {
         focal_balanced,
         bit,
         **of_bits,
+        laws=False,
     ),
     "kl_divergence": Row(
         jloss.kl_divergence,
@@ -490,6 +492,7 @@ CATALOG: dict[str, Row] = {
         distribution,
         **{**of_labels, "bad": (-0.5, 1.5)},
         any_axis=False,
+        laws=False,
     ),
     "categorical_cross_entropy": Row(
         jloss.categorical_cross_entropy,
