@@ -34,6 +34,7 @@ from jloss._core.inputs import (
     floats,
     integers,
     masks,
+    required,
 )
 from jloss.reduction import AxisName, R, Reduction, finish, mean
 
@@ -196,8 +197,7 @@ def _entries(
     )
     _, there = masks(where, weights, p.shape)
     for name, number in (("predictions", p), ("labels", y)):
-        known = number < num_classes if there is None else (number < num_classes) | ~there
-        insist(known, f"`{name}` should lie in [0, {num_classes})")
+        required(number < num_classes, there, f"`{name}` should lie in [0, {num_classes})")
     amount = jnp.ones(p.shape, jnp.int32)
     if weights is not None:
         _, weights = floats(once=1.0, weights=weights)

@@ -25,6 +25,7 @@ from jloss._core.inputs import (
     floats,
     integers,
     masks,
+    required,
     without,
 )
 from jloss._core.numerics import lean, product
@@ -60,9 +61,8 @@ def labelled(
     classes, rows = masks(where, weights, shape, axis)
     if classes is not None:
         known &= jnp.any(is_label(classes, y, axis) & classes, axis)
-    if rows is not None:
-        known |= ~rows
-    insist(known, f"`labels` should lie in [0, {math.prod(sizes)}), at classes that `where` leaves")
+    message = f"`labels` should lie in [0, {math.prod(sizes)}), at classes that `where` leaves"
+    known = required(known, rows, message)
     return Labels(y, known, classes, rows, weights)
 
 

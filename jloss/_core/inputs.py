@@ -214,6 +214,13 @@ def paired(
     return clean(x, inner, rows, axis), clean(y, inner, rows, axis), rows
 
 
+def required(ok: Array, there: Array | None, message: str) -> Array:
+    """Whether each value is as it should be, or deleted; an error under `checked` where not."""
+    ok = ok if there is None else ok | ~there
+    insist(ok, message)
+    return ok
+
+
 def residual(
     predictions: ArrayLike,
     targets: ArrayLike | None,

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jloss._core.checks import insist, nan_unless
 from jloss._core.classes import Labels, is_label, labelled, over_classes, pick
-from jloss._core.inputs import Axis, clean, consumed, floats, paired
+from jloss._core.inputs import Axis, clean, consumed, floats, paired, required
 from jloss._core.numerics import lean, product, simplex_threshold
 from jloss.reduction import R, Reduction, each, finish
 
@@ -152,8 +152,7 @@ def _agreement(
     """The door in for signs: target times output, whether the target is a sign, what is there."""
     names = ("predictor_outputs", "targets")
     x, y, there = paired(predictor_outputs, targets, where, weights, names=names)
-    ok = jnp.abs(y) == 1 if there is None else (jnp.abs(y) == 1) | ~there
-    insist(ok, "`targets` should be -1 or 1")
+    ok = required(jnp.abs(y) == 1, there, "`targets` should be -1 or 1")
     return nan_unless(ok, y) * x, ok, there
 
 
@@ -199,9 +198,7 @@ def multiclass_hinge_loss(
     >>> multiclass_hinge_loss(jnp.array([[0.0, 0.25], [3.0, 1.0]]), jnp.array([1, 0]))
     Array([0.75, 0.  ], dtype=float32)
     """
-    scores, axis = consumed("scores", scores, axis)
-    y = labelled(labels, scores.shape, axis, where, weights)
-    lead = _lead(scores, y, axis)
+    lead, y = _lead(scores, labels, axis, where, weights)
     values = jnp.where(lead < 1, 1 - lead, 0)
     return finish(nan_unless(y.known, values), reduction, where=y.rows, weights=y.weights)
 
@@ -245,15 +242,21 @@ def multiclass_perceptron_loss(
     >>> multiclass_perceptron_loss(jnp.array([[0.0, 0.25], [3.0, 5.0]]), jnp.array([1, 0]))
     Array([0., 2.], dtype=float32)
     """
-    scores, axis = consumed("scores", scores, axis)
-    y = labelled(labels, scores.shape, axis, where, weights)
-    lead = _lead(scores, y, axis)
+    lead, y = _lead(scores, labels, axis, where, weights)
     values = jnp.where(lead < 0, -lead, 0)
     return finish(nan_unless(y.known, values), reduction, where=y.rows, weights=y.weights)
 
 
-def _lead(scores: Array, y: Labels, axis: tuple[int, ...]) -> Array:
-    """By how much the label's score exceeds the best of the others."""
+def _lead(
+    scores: ArrayLike,
+    labels: ArrayLike,
+    axis: Axis,
+    where: ArrayLike | None,
+    weights: ArrayLike | None,
+) -> tuple[Array, Labels]:
+    """The door in for scores: by how much the label's exceeds the best of the others."""
+    scores, axis = consumed("scores", scores, axis)
+    y = labelled(labels, scores.shape, axis, where, weights)
 
     @lean
     def formula(x):
@@ -263,7 +266,7 @@ def _lead(scores: Array, y: Labels, axis: tuple[int, ...]) -> Array:
         others = jnp.max(jnp.where(is_label(x, y.number, axis), -jnp.inf, x), axis)
         return pick(x, y.number, axis) - others
 
-    return formula(scores)
+    return formula(scores), y
 
 
 def sparsemax_loss(

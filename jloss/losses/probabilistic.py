@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import jax.numpy as jnp
 
 from jloss._core.checks import insist, nan_unless
-from jloss._core.inputs import hyperparameter, paired
+from jloss._core.inputs import hyperparameter, paired, required
 from jloss._core.numerics import expm1_less, expm1_over, product, square_over_variance
 from jloss.reduction import R, Reduction, each, finish
 
@@ -98,8 +98,7 @@ def gamma_deviance(
     Array([0.        , 0.38629436], dtype=float32)
     """
     x, y, there = paired(log_predictions, targets, where, weights, names=NAMES)
-    ok = y > 0 if there is None else (y > 0) | ~there
-    insist(ok, "`targets` should be above 0")
+    ok = required(y > 0, there, "`targets` should be above 0")
     y = nan_unless(ok, jnp.where((y > 0) | ~ok, y, 1))
     values = 2 * expm1_less(jnp.log(y) - x)
     return finish(values, reduction, where=there, weights=weights)
@@ -150,8 +149,8 @@ def tweedie_deviance(
     x, y, there = paired(log_predictions, targets, where, weights, names=NAMES)
     q = 2 - hyperparameter("power", power, x, there, least=1, most=3)
     ok = (y > 0) | ((y == 0) & (q > 0))
-    ok = ok if there is None else ok | ~there
-    insist(ok, "`targets` should not be negative, and above 0 for a power of 2 or more")
+    message = "`targets` should not be negative, and above 0 for a power of 2 or more"
+    ok = required(ok, there, message)
     some = (y > 0) | ~ok
     log_y = jnp.where(some, jnp.log(nan_unless(ok, jnp.where(some, y, 1))), x)
     of_none = jnp.exp(q * x) / jnp.where(q > 0, q, 1)
