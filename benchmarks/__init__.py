@@ -1,0 +1,1 @@
+"""Benchmarks that anybody can rerun: `python -m benchmarks --help`."""

@@ -1,0 +1,186 @@
+"""What was measured, as JSON for programs and as Markdown for people."""
+
+from __future__ import annotations
+
+import collections
+import json
+import math
+import pathlib
+from typing import Any
+
+OURS = "jloss"  # competitors of ours have names that begin so
+
+
+def strict(value):
+    """For JSON, which has no NaN and no infinity."""
+    if isinstance(value, dict):
+        return {key: strict(v) for key, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [strict(v) for v in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def save(results: dict[str, Any], folder: pathlib.Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(strict(results), indent=1, allow_nan=False)
+    (folder / "results.json").write_text(text + "\n")
+    (folder / "results.md").write_text(markdown(results))
+
+
+def verdict(ours: dict[str, Any], other: dict[str, Any]) -> str:
+    """Whose time is less, or that nothing can be said: where the quartiles overlap."""
+    if "ms" not in ours or "ms" not in other:
+        return "not timed"
+    (low, _, high), (other_low, _, other_high) = ours["ms"], other["ms"]
+    if high < other_low:
+        return "faster"
+    return "slower" if low > other_high else "no difference"
+
+
+def ratio(ours: dict[str, Any], other: dict[str, Any]) -> float:
+    """Of their median time to ours."""
+    return other["ms"][1] / ours["ms"][1]
+
+
+def cases(rows):
+    """The rows of each case together, with ours first."""
+    together = collections.defaultdict(list)
+    for row in rows:
+        together[row["question"], row["case"], json.dumps(row["at"])].append(row)
+    return list(together.values())
+
+
+def of_ceiling(row, machine) -> float | None:
+    """The least time that this machine's own ceilings allow, as a share of the time it took."""
+    if "ms" not in row:
+        return None
+    matmul = machine["matmul"].get(row["at"].get("dtype"), machine["matmul"]["float32"])
+    least = max(row["floor_bytes"] / machine["copy"], row["flops"] / matmul)
+    return least / (row["ms"][1] / 1e3)
+
+
+def markdown(results) -> str:
+    machine, rows = results["machine"], results["rows"]
+    lines = ["# Benchmarks", "", *header(machine), "", *summary(rows), "", *legend()]
+    for question in dict.fromkeys(row["question"] for row in rows):
+        title, _, rest = results["questions"][question].partition("\n")
+        lines += ["", f"## {title}", "", rest.strip(), "", *table(question, rows, machine)]
+    if results.get("compiled"):
+        lines += ["", *compiler_facts(results["compiled"])]
+    return "\n".join(lines) + "\n"
+
+
+def header(machine):
+    versions = ", ".join(f"{k} {v}" for k, v in machine["versions"].items() if v)
+    absent = ", ".join(k for k, v in machine["versions"].items() if v is None)
+    matmul = ", ".join(f"{dtype} {f / 1e9:.0f}" for dtype, f in machine["matmul"].items())
+    yield f"{machine['device']}, {machine['cores']} cores, load {machine['load']:.1f} at the start."
+    yield f"Python {machine['python']}, {versions}. Absent: {absent or 'nothing'}."
+    yield f"Its own ceilings: copy {machine['copy'] / 1e9:.1f} GB/s, matmul {matmul} GFLOP/s."
+
+
+def summary(rows):
+    """For each peer: in how many cases jloss is faster, slower, or neither."""
+    yield "| jloss against | cases | faster | no difference | slower | not timed | inexact peers |"
+    yield "|---|--:|--:|--:|--:|--:|--:|"
+    count = collections.defaultdict(collections.Counter)
+    for ours, *others in cases(rows):
+        for other in others:
+            if not other["competitor"].startswith(OURS):
+                count[other["competitor"]][verdict(ours, other)] += 1
+                count[other["competitor"]][other["status"]] += 1
+    for name, of in count.items():
+        cells = [of[k] for k in ("faster", "no difference", "slower", "not timed", "inexact")]
+        yield f"| {name} | {sum(cells[:4])} | " + " | ".join(map(str, cells)) + " |"
+
+
+def legend():
+    yield "Time is the median (quartiles) of interleaved rounds. `x time` is their median over the"
+    yield "first row's; a difference is claimed (bold) only where the quartiles do not overlap."
+    yield "`of ceiling`: the floor of the question at this machine's own bandwidth and matmul rate,"
+    yield "over the time; above 1 the data stays in caches. Memory is what the compiler sets aside"
+    yield "beyond inputs and outputs. An **inexact** result misses its question's tolerance: its"
+    yield "time buys less."
+
+
+def table(question, rows, machine):
+    yield "| case | | ms | x time | of ceiling | temp MiB | compile s | errors |"
+    yield "|---|---|--:|--:|--:|--:|--:|---|"
+    for first, *others in cases(row for row in rows if row["question"] == question):
+        for row in (first, *others):
+            case = f"{first['case']}: {told(first['at'])}" if row is first else ""
+            yield (
+                f"| {case} | {row['competitor']} | " + " | ".join(cells(first, row, machine)) + " |"
+            )
+
+
+def cells(first, row, machine):
+    if "ms" not in row:
+        return ["", "", "", "", "", f"{row['status']}: {row.get('reason') or told_errors(row)}"]
+    low, middle, high = (significant(ms) for ms in row["ms"])
+    times = ""
+    if row is not first and "ms" in first:
+        times = f"{ratio(first, row):.2f}"
+        times = f"**{times}**" if verdict(first, row) != "no difference" else f"{times} (overlap)"
+    share = of_ceiling(row, machine)
+    return [
+        f"{middle} ({low}..{high})",
+        times,
+        f"{share:.0%}" if share else "",
+        "" if row.get("temp_bytes") is None else mib(row),
+        "" if row["compile_s"] is None else f"{row['compile_s']:.1f}",
+        ("**inexact** " if row["status"] == "inexact" else "") + told_errors(row),
+    ]
+
+
+def compiler_facts(rows):
+    """Memory and traffic by the compilers of devices that were not at hand."""
+    yield "## Compiler facts for devices that were not at hand"
+    yield ""
+    yield "Nothing was run: these are the compilers' own figures for sizes that would fill such a"
+    yield "device. Temporary memory is exact, but for a workspace that a matmul may take there."
+    yield "Traffic is XLA's count over the floor; a loop's body counts once, and a gather as a read"
+    yield "of the whole array."
+    yield ""
+    yield "| case | | " + " | ".join(f"{t} temp MiB | traffic" for t in targets(rows)) + " |"
+    yield "|---|---|" + "--:|--:|" * len(targets(rows))
+    for together in cases(rows):
+        first = together[0]
+        for name in dict.fromkeys(row["competitor"] for row in together):
+            case = f"{first['case']}: {told(first['at'])}" if name == first["competitor"] else ""
+            of = {row["target"]: row for row in together if row["competitor"] == name}
+            figures = [f"{mib(row)} | {traffic(row)}" for row in map(of.get, targets(rows))]
+            yield f"| {case} | {name} | " + " | ".join(figures) + " |"
+
+
+def targets(rows):
+    return list(dict.fromkeys(row["target"] for row in rows))
+
+
+def mib(row):
+    return f"{row['temp_bytes'] / 2**20:.2f}"
+
+
+def traffic(row):
+    return f"{row['compiler_bytes'] / row['floor_bytes']:.2f}" if row["floor_bytes"] else ""
+
+
+def line(row) -> str:
+    """A row for the terminal."""
+    if "ms" not in row:
+        return f"{row['competitor']:16} {row['status']}: {row.get('reason') or told_errors(row)}"
+    low, middle, high = (significant(ms) for ms in row["ms"])
+    time = f"{middle} ms ({low}..{high})"
+    return f"{row['competitor']:16} {row['status']:8} {time:28} {told_errors(row)}"
+
+
+def told(at) -> str:
+    return ", ".join(f"{v}" if k == "dtype" else f"{k} {v}" for k, v in at.items())
+
+
+def told_errors(row):
+    return ", ".join(f"{part} {float(error):.1e}" for part, error in row.get("errors", {}).items())
+
+
+def significant(number: float) -> str:
+    return f"{number:.3g}" if number < 1000 else f"{number:.0f}"
