@@ -1,7 +1,7 @@
 """Makes .venv from requirements.lock and runs a job in it. Needs Python 3.11 or newer, no more.
 
-python3 run.py [test] [arguments]    trains on MNIST (examples/mnist.py), or runs the tests
-python3 run.py --here [as above]     uses this Python and its jax, adds whatever else is missing
+python3 run.py [test | bench] [arguments]    trains on MNIST, or runs the tests or the benchmarks
+python3 run.py --here [as above]             uses this Python and its jax, adds what is missing
 """
 
 import os
@@ -51,8 +51,8 @@ def main(python, job):
     else:
         python = os.path.abspath(f".venv/{'Scripts' if os.name == 'nt' else 'bin'}/python")
         make_venv(python, f"{sys.version} in {os.getcwd()}\n{project}\n{lock}")
-    train, test = ["examples/mnist.py", *job], ["-m", "pytest", "-n", "auto", *job[1:]]
-    sys.exit(call([python, *(test if job[:1] == ["test"] else train)]))
+    named = {"test": "-m pytest -n auto", "bench": "-m benchmarks"}.get("".join(job[:1]))
+    sys.exit(call([python, *(named.split() + job[1:] if named else ["examples/mnist.py", *job])]))
 
 
 if __name__ == "__main__":

@@ -84,10 +84,12 @@ def test_installs_once_from_the_lock_alone(run):
     assert venv[1:3] == ["-m", "venv"]
     assert {"--require-hashes", "--only-binary=:all:", "requirements.lock"} <= set(pinned)
     assert {"--no-index", "--no-deps", "--no-build-isolation", "-e"} <= set(itself)
+    assert status(run, "bench", "--quick") == 7
     assert status(run, "--epochs", "3") == 7
     assert len(run.installs) == 3
     assert [job[1:] for job in run.jobs] == [
         ["-m", "pytest", "-n", "auto", "-k", "name"],
+        ["-m", "benchmarks", "--quick"],
         ["examples/mnist.py", "--epochs", "3"],
     ]
     assert all(
@@ -156,6 +158,6 @@ def asked_for():
     pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text())
     extras = pyproject["project"]["optional-dependencies"]
     wanted = pyproject["build-system"]["requires"] + pyproject["project"]["dependencies"]
-    for extra in ("test", "examples", "plots"):
+    for extra in ("test", "examples", "plots", "benchmarks"):
         wanted += extras[extra]
     return map(Requirement, wanted)
