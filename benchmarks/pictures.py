@@ -11,16 +11,23 @@ import matplotlib.pyplot as plt
 
 from benchmarks import report
 
-SIZE = 3.2  # inches of a panel
+SIZE = 2.8  # inches of a panel
+
+STYLE = {
+    "font.size": 8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "figure.constrained_layout.use": True,
+}
 
 
 def draw(results, folder: pathlib.Path) -> None:
     mpl.use("Agg")
-    with plt.style.context({"font.size": 8, "axes.spines.top": False, "axes.spines.right": False}):
+    with plt.style.context(STYLE):
         for name, picture in (("times", times), ("roofline", roofline), ("growth", growth)):
             figure = picture(results)
             if figure:
-                figure.savefig(folder / f"{name}.png", dpi=130, bbox_inches="tight")
+                figure.savefig(folder / f"{name}.png", dpi=130)
                 plt.close(figure)
 
 
@@ -36,7 +43,7 @@ def times(results):
     cases = [c for c in report.cases(results["rows"]) if "ms" in c[0] and len(c) > 1]
     if not cases:
         return None
-    figure, axes = plt.subplots(figsize=(2.2 * SIZE, 0.8 + 0.17 * len(cases)))
+    figure, axes = plt.subplots(figsize=(3.2 * SIZE, 1.2 + 0.17 * len(cases)))
     colour = colours(results["rows"])
     for i, (first, *others) in enumerate(cases):
         for row in (row for row in others if "ms" in row):
@@ -48,7 +55,7 @@ def times(results):
     axes.axvline(1, color=colour[cases[0][0]["competitor"]], lw=1)
     axes.set(xscale="log", xlabel="time over jloss's; right of the line jloss is faster")
     labels = [f"{c[0]['case']}: {report.told(c[0]['at'])}" for c in cases]
-    axes.set_yticks(range(len(cases)), labels, fontsize=6)
+    axes.set_yticks(range(len(cases)), labels)
     axes.invert_yaxis()
     legend(figure, colour)
     return figure
@@ -59,8 +66,8 @@ def roofline(results):
     rows = [row for row in results["rows"] if "ms" in row and row["flops"] and row["floor_bytes"]]
     if not rows:
         return None
-    figure, axes = plt.subplots(figsize=(2 * SIZE, 1.4 * SIZE))
-    colour, machine = colours(rows), results["machine"]
+    figure, axes = plt.subplots(figsize=(2.4 * SIZE, 1.8 * SIZE))
+    colour, machine = colours(results["rows"]), results["machine"]
     intensity = lambda row: row["flops"] / row["floor_bytes"]
     for row in rows:
         rate = row["flops"] / row["ms"][1] * 1e3 / 1e9
@@ -109,11 +116,10 @@ def growth(results):
         below.set(yscale="symlog", xlabel=key)
     axes[0, 0].set_ylabel("ms")
     axes[1, 0].set_ylabel("temporary MiB")
-    legend(figure, colour)
+    legend(figure, colour, columns=10)
     return figure
 
 
-def legend(figure, colour):
+def legend(figure, colour, columns=5):
     handles = [plt.Line2D([], [], marker="o", ls="", color=c, label=n) for n, c in colour.items()]
-    figure.legend(handles=handles, loc="upper center", ncols=len(handles), frameon=False,
-                  bbox_to_anchor=(0.5, 1.02 if len(handles) else 1))  # fmt: skip
+    figure.legend(handles=handles, loc="outside upper left", ncols=columns, frameon=False)
