@@ -159,13 +159,17 @@ def is_label(x: Array, labels: Array, axis: tuple[int, ...]) -> Array:
 def pick(x: Array, labels: Array, axis: tuple[int, ...]) -> Array:
     """What `x` holds at the labels.
 
-    A gather cannot be resolved over an axis that an Explicit mesh shards; a select can, but on
-    CPU it holds an array of the size of `x`. Labels have to be classes.
+    A gather cannot be resolved over an axis that an Explicit mesh shards, and for bfloat16 logits
+    it makes a TPU hold them in float32; a select does neither, but on CPU it holds an array of
+    the size of `x`. Labels have to be classes.
     """
+    select = lambda x, labels: jnp.sum(jnp.where(is_label(x, labels, axis), x, 0), axis)
     meshes = (jax.typeof(array).sharding.mesh for array in (x, labels))
     if len(axis) != 1 or any(AxisType.Explicit in mesh.axis_types for mesh in meshes):
-        return jnp.sum(jnp.where(is_label(x, labels, axis), x, 0), axis)
-    return jnp.take_along_axis(x, jnp.expand_dims(labels, axis), axis[0]).squeeze(axis)
+        return select(x, labels)
+    along = lambda labels: jnp.expand_dims(labels, axis)
+    gather = lambda x, labels: jnp.take_along_axis(x, along(labels), axis[0]).squeeze(axis)
+    return jax.lax.platform_dependent(x, labels, cpu=gather, default=select)
 
 
 def costs(x: Array, axis: tuple[int, ...]) -> Array:

@@ -336,3 +336,12 @@ def test_smoothing_hides_no_bad_label():
     where = jnp.array([True, True, False])
     alpha = lambda a: jloss.smooth_labels(jnp.array([1.0, 0.0, jnp.nan]), a, where=where)[0]
     close(jax.grad(alpha)(0.1), -0.5)
+
+
+@pytest.mark.parametrize(("platform", "gathers"), [("cpu", True), ("tpu", False), ("cuda", False)])
+def test_the_label_s_logit_is_gathered_on_cpu_alone(platform, gathers):
+    """A TPU would hold bfloat16 logits in float32 for it: 1024 MiB at [8192, 32768]."""
+    shapes = jax.ShapeDtypeStruct((4, 8), jnp.bfloat16), jax.ShapeDtypeStruct((4,), jnp.int32)
+    loss = jax.jit(jloss.softmax_cross_entropy_with_integer_labels)
+    text = loss.trace(*shapes).lower(lowering_platforms=(platform,)).as_text()
+    assert ("gather" in text) == gathers
