@@ -68,6 +68,14 @@ def expm1_over(x: Array) -> Array:
     return jnp.where(near, horner(TAYLOR, jnp.where(near, x, 0)), jnp.expm1(far) / far)
 
 
+def growth(rate: Array, time: Array) -> Array:
+    """(exp(rate time) - 1) / rate, which is `time` at rate 0; its slope exp(rate time) is right."""
+    near = jnp.abs(rate * time) < 1
+    small = jnp.where(near, rate * time, 0)
+    rate, late = jnp.where(near, 1, rate), jnp.where(near, 0, time)
+    return jnp.where(near, time * horner(TAYLOR, small), (jnp.exp(rate * late) - 1) / rate)
+
+
 def expm1_less(x: Array) -> Array:
     """exp(x) - 1 - x, about half the square of x near 0."""
     near = jnp.abs(x) < 1
@@ -92,7 +100,7 @@ def barron(error: Array, alpha: Array) -> Array:
     """Barron's general robust loss of the error over the scale.
 
     |a - 2| / a ((e^2 / |a - 2| + 1)^(a / 2) - 1). Near a = 2 the power is split, or its base, of
-    the size of 1 / |a - 2|, would cost digits; elsewhere expm1 is right through a = 0. An outlier
+    the size of 1 / |a - 2|, would cost digits; elsewhere growth is right through a = 0. An outlier
     is raised to powers by its logarithm, where its square might overflow.
     """
     limit = alpha < -1e30
@@ -104,7 +112,7 @@ def barron(error: Array, alpha: Array) -> Array:
     split = (b < 0.5) & (z > b)
     log = jnp.where(outlier, 2 * jnp.log(far) - jnp.log(b), jnp.log1p(jnp.where(split, 0, z) / b))
     log = jnp.where(split, 0, log)
-    whole = jnp.where(limit, decay(z / 2), 0.5 * b * log * expm1_over(0.5 * alpha * log))
+    whole = jnp.where(limit, decay(z / 2), 0.5 * b * growth(0.5 * alpha, log))
     a, b, z = jnp.where(split, alpha, 2), jnp.where(split, b, 1), jnp.where(split, z, 0)
     power = jnp.where(outlier, far**a, (b + z) ** (a / 2))
     return jnp.where(split, (b ** (1 - a / 2) * power - b) / a, whole)

@@ -129,6 +129,17 @@ def test_the_general_robust_loss_is_exact_through_0_and_2(alpha):
     assert all(np.isfinite(slope).all() for slope in slopes)
 
 
+@pytest.mark.parametrize("alpha", [-3.0, -2.0, -0.5])
+def test_the_general_robust_loss_forgets_outliers_exactly(alpha):
+    """Its slope in them falls by a power, without cancelling."""
+    error = jnp.array([5.0, 40.0, 6619.0, 13813.0, 1e6])
+    got = jax.jit(jax.vmap(jax.grad(functools.partial(jloss.general_robust_loss, alpha=alpha))))
+    formula = lambda e: robust(alpha)([e], [mp.mpf(0)])
+    with mp.workdps(100):
+        exact = [float(mp.diff(formula, mp.mpf(float(e)))) for e in error]
+    close(got(error), exact, rtol=1e-5)
+
+
 def test_the_general_robust_loss_grows_with_alpha():
     """Barron (2019), section 2: it is increasing in alpha for every error."""
     alphas = jnp.linspace(-8, 2, 41)
