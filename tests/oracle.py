@@ -16,26 +16,33 @@ ROUND = {  # to numbers that every dtype of the precision holds exactly
     "single": lambda a: a.astype("f4").astype("f8"),
 }
 EXAMPLES = 3
+DIGITS = 100
 STEP = mp.mpf(10) ** -30
-mp.mp.dps = 100
+mp.mp.dps = DIGITS
+
+
+def budget(name):
+    """How many units of conditioning a value or a gradient may be off."""
+    return 16 + 4 * max(1, int(np.prod(CATALOG[name].event)))
 
 
 @functools.cache
-def examples(name, region, precision):
+def examples(name, region, precision, count=EXAMPLES):
     """Inputs of a few examples, the first of them confident and right."""
-    x, y = CATALOG[name].draw(7, EXAMPLES, REGIONS[region])
+    x, y = CATALOG[name].draw(7, count, REGIONS[region])
     return ROUND[precision](x), ROUND[precision](y) if y.dtype.kind == "f" else y
 
 
 @functools.cache
-def exact(name, region, precision):
+def exact(name, region, precision, count=EXAMPLES, digits=DIGITS):
     """For each example: value and gradient, and the conditioning of either, in float64."""
     formula = CATALOG[name].formula
     slope = lambda i: lambda x, y: derivative(formula, x, y, i)
     value, gradient = [], []
-    for x, y in map(numbers, *examples(name, region, precision)):
-        value.append(conditioned(formula, x, y))
-        gradient.append([conditioned(slope(i), x, y) for i in range(len(x))])
+    with mp.workdps(digits):
+        for x, y in map(numbers, *examples(name, region, precision, count)):
+            value.append(conditioned(formula, x, y))
+            gradient.append([conditioned(slope(i), x, y) for i in range(len(x))])
     return np.array(value, float), np.array(gradient, float)
 
 

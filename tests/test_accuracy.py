@@ -39,7 +39,7 @@ def test_values_and_gradients_are_exact(name, dtype, region):
     exact_value, exact_gradient = oracle.exact(name, region, "half" if "16" in dtype else "single")
     assert value.dtype == ("float64" if dtype == "float64" else "float32")
     assert gradient.dtype == dtype
-    budget = 16 + 4 * max(1, int(np.prod(row.event)))
+    budget = oracle.budget(name)
     assert errors(value, exact_value).max() <= budget
     assert errors(gradient, exact_gradient).max() <= budget
 
@@ -55,7 +55,7 @@ def test_the_slope_in_the_truth_is_exact(name):
     gradient = jax.jit(jax.grad(lambda y: row.loss(x, y).sum()))(y)
     exact = oracle.slope_in_truth(name).reshape(*y.shape, 2)
     off = np.where(np.isnan(exact[..., 0]), 0, errors(gradient, exact))
-    assert off.max() <= 16 + 4 * max(1, int(np.prod(row.event)))
+    assert off.max() <= oracle.budget(name)
 
 
 @every_loss
