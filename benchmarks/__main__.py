@@ -6,7 +6,9 @@ Writes results.json, results.md and pictures. On an accelerator it picks sizes t
 from __future__ import annotations
 
 import argparse
+import gc
 import importlib
+import os
 import pathlib
 import pkgutil
 import sys
@@ -22,8 +24,10 @@ ROUNDS = {False: (25, 15.0), True: (5, 0.4)}  # quick or not: rounds, and second
 
 def main(given) -> int:
     """Measures, writes, and says how many rows could not be trusted."""
-    results = ask(given.questions or names_of_questions(), given.quick)
-    report.save(results, given.out)
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # of a GPU, torch needs some
+    os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.6")
+    jax.config.update("jax_default_matmul_precision", "highest")  # as torch: float32 is no TF32
+    results = ask(given.questions or names_of_questions(), given.quick, given.out)
     if version("matplotlib"):
         from benchmarks import pictures
 
@@ -31,30 +35,39 @@ def main(given) -> int:
     else:
         print("matplotlib is absent: no pictures")
     print(f"wrote {', '.join(sorted(str(file) for file in given.out.iterdir()))}")
-    return any(row["status"] != "exact" for row in results["rows"] if is_ours(row))
+    return any(row["status"] != "exact" for row in results["rows"] if report.is_ours(row))
 
 
-def is_ours(row):
-    return row["competitor"].startswith(report.OURS)
-
-
-def ask(names: list[str], quick: bool) -> dict:
+def ask(names: list[str], quick: bool, folder: pathlib.Path) -> dict:
     """The machine, and a row for every competitor in every case of these questions."""
     modules = {name: importlib.import_module(f"benchmarks.questions.{name}") for name in names}
     scale = "quick" if quick else "cpu" if jax.default_backend() == "cpu" else "accelerator"
     asked = [(name, case) for name, module in modules.items() for case in module.cases(scale)]
     peers = {rival.split()[0] for _, case in asked for rival in case.competitors}
     here, rows = machine(quick, peers), []
+    told = {name: module.__doc__.strip() for name, module in modules.items()}
+    results = {"machine": here._asdict(), "scale": scale, "questions": told, "rows": rows}
     print(*report.header(here._asdict()), sep="\n", flush=True)
     for i, (name, case) in enumerate(asked, 1):
         print(f"[{i}/{len(asked)}] {name}: {case.name} {report.told(case.at)}", flush=True)
         for row in measure(case, *ROUNDS[quick], here.versions.get):
             rows.append({"question": name, **row})
-            print(f"    {report.line(row)}", flush=True)
-        jax.clear_caches()
-    told = {name: module.__doc__.strip() for name, module in modules.items()}
-    results = {"machine": here._asdict(), "scale": scale, "questions": told, "rows": rows}
-    return results | ({"compiled": compile_for_absent(modules)} if scale == "cpu" else {})
+            print(f"    {report.in_a_line(row)}", flush=True)
+        forget()
+        report.save(results, folder)  # each time: the machine may be taken away
+    if scale == "cpu":
+        results["compiled"] = compile_for_absent(modules)
+        report.save(results, folder)
+    return results
+
+
+def forget():
+    """Leaves to the next case what memory the last one took."""
+    jax.clear_caches()
+    gc.collect()
+    torch = sys.modules.get("torch")
+    if torch and torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def compile_for_absent(modules) -> list[dict]:

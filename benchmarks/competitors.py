@@ -1,7 +1,8 @@
 """What a question compares: cases, and the ways in which a competitor runs.
 
 A question is a module whose docstring asks it in the first line, and whose `cases(scale)` yields
-the `Case`s for "quick", "cpu" or "accelerator". Nothing is allocated until a case is drawn.
+the `Case`s for "quick", "cpu" or "accelerator"; `questions/value_checks.py` is a short one.
+Nothing is allocated until a case is drawn.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ class Run(NamedTuple):
     result: Callable[[], tuple]  # what is compared, as JAX arrays; called before the clock runs
     compile_s: float | None = None
     compiled: jax.stages.Compiled | None = None
-    peak_bytes: Callable[[], int | None] = lambda: None  # beyond the inputs, where it can be asked
+    peak_bytes: Callable[[], int | None] = lambda: None  # where there is no compiler to ask
 
 
 class Competitor(Protocol):
@@ -33,6 +34,10 @@ class Competitor(Protocol):
 
     def lower(self, shapes: tuple) -> jax.stages.Lowered | None:
         """What one compiler can compile as a whole, or None."""
+
+
+class NotHere(Exception):
+    """A peer that is installed but cannot run on this device."""
 
 
 class Case(NamedTuple):
@@ -44,9 +49,9 @@ class Case(NamedTuple):
     exact: Callable[..., tuple]  # the results, from arguments in float64, by the textbook
     tolerance: Mapping[str, float]  # part of the result: largest relative error that is exact
     competitors: Mapping[str, Competitor]  # the package comes first in the name: "torch compiled"
-    floor_bytes: float  # each input read once, each output written once
+    floor_bytes: float  # each input read once, each output written once; 0 where caches hold all
     flops: float  # by formula: the compiler counts the body of a scan once
-    wrong: float = 0.1  # from this relative error on it is another computation
+    wrong: float = 0.1  # from this relative error on it is another computation, and is not timed
 
 
 class Jitted(NamedTuple):
@@ -66,7 +71,8 @@ class Jitted(NamedTuple):
 class Called(NamedTuple):
     """A JAX function as a user calls it, Python and dispatch included."""
 
-    f: Callable[..., tuple]
+    f: Callable[..., Any]
+    read: Callable[[Any], tuple] = lambda result: result  # what is compared; not timed
 
     def lower(self, shapes):
         return None
@@ -74,7 +80,7 @@ class Called(NamedTuple):
     def ready(self, arguments):
         call = lambda: self.f(*arguments)
         _, seconds = timed(lambda: jax.block_until_ready(call()))
-        return Run(call, jax.block_until_ready, call, seconds)
+        return Run(call, jax.block_until_ready, lambda: self.read(call()), seconds)
 
 
 class Stepped(NamedTuple):
@@ -82,7 +88,7 @@ class Stepped(NamedTuple):
 
     start: Callable[[Any], Any]
     step: Callable[[Any, Any], Any]
-    read: Callable[[Any], Any]  # what of the state is compared: its change over STEPS steps
+    read: Callable[[Any], tuple]  # of the state what is compared: parameters, and more if any
 
     def lower(self, shapes):
         start, batches = shapes
@@ -99,7 +105,7 @@ class Stepped(NamedTuple):
             state[0] = compiled(state[0], next(turns))
             return state[0]
 
-        result = lambda: (change_over_steps(lambda: self.read(call()), start),)
+        result = lambda: after_steps(lambda: self.read(call()), start)
         return Run(call, jax.block_until_ready, result, seconds, compiled)
 
 
@@ -112,30 +118,30 @@ class Torch(NamedTuple):
         return None
 
     def ready(self, arguments):
-        import torch
-
-        call = self.make(torch, *tensors(torch, arguments))
+        torch, device = torch_and_device()
+        call, wait = self.make(torch, *tensors(torch, device, arguments)), waiting(torch, device)
+        _, seconds = timed(lambda: wait(call()))
         result = lambda: jax.tree.map(jax_array, call())
-        return Run(call, torch_wait(torch), result, peak_bytes=lambda: torch_peak(torch, call))
+        return Run(call, wait, result, seconds, peak_bytes=lambda: peak(torch, device, call))
 
 
 class TorchStepped(NamedTuple):
-    """A step in torch: `make(torch, start)` gives a function of a batch that gives parameters."""
+    """A step in torch: `make(torch, start)` gives a function of a batch, which gives what a
+    `Stepped` competitor reads."""
 
-    make: Callable[..., Callable[[Any], Any]]
+    make: Callable[..., Callable[[Any], tuple]]
 
     def lower(self, shapes):
         return None
 
     def ready(self, arguments):
-        import torch
-
-        start, batches = tensors(torch, arguments)
+        torch, device = torch_and_device()
+        start, batches = tensors(torch, device, arguments)
         step, turns = self.make(torch, start), itertools.cycle(batches)
-        call = lambda: step(next(turns))
-        parameters = lambda: jax.tree.map(jax_array, call())
-        result = lambda: (change_over_steps(parameters, arguments[0]),)
-        return Run(call, torch_wait(torch), result, peak_bytes=lambda: torch_peak(torch, call))
+        call, wait = lambda: step(next(turns)), waiting(torch, device)
+        read = lambda: jax.tree.map(jax_array, call())
+        result = lambda: after_steps(read, arguments[0])
+        return Run(call, wait, result, peak_bytes=lambda: peak(torch, device, call))
 
 
 def value_and_gradient(loss: Callable) -> Jitted:
@@ -147,7 +153,7 @@ def torch_value_and_gradient(loss: Callable, compiled: bool = False) -> Torch:
     """Of a scalar `loss(torch.nn.functional, *tensors)`, likewise."""
 
     def make(torch, x, *others):
-        x, scalar = x.requires_grad_(), torch.compile(loss) if compiled else loss
+        x, scalar = x.requires_grad_(), torch_compiled(torch, loss) if compiled else loss
 
         def call():
             value = scalar(torch.nn.functional, x, *others)
@@ -158,19 +164,37 @@ def torch_value_and_gradient(loss: Callable, compiled: bool = False) -> Torch:
     return Torch(make)
 
 
-def change_over_steps(parameters, start):
+def torch_compiled(torch, f):
+    """For these shapes alone, and not for those that were compiled before."""
+    torch._dynamo.reset()
+    return torch.compile(f, dynamic=False)
+
+
+def after_steps(read, start):
+    """The change of the parameters over STEPS steps, and what else is read."""
     for _ in range(STEPS):
-        now = parameters()
-    return jax.tree.map(lambda now, then: now - then, now, start)
+        now, *others = read()
+    return jax.tree.map(lambda now, then: now - then, now, start), *others
 
 
 def placed_as(array):
     return lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=array.sharding)
 
 
-def tensors(torch, arguments):
-    """Tensors of torch's own on its fastest device; class numbers in the dtype that torch wants."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+def torch_and_device():
+    """torch, and its device of the kind that JAX runs on."""
+    import torch
+
+    backend = jax.default_backend()
+    if backend == "cpu":
+        return torch, "cpu"
+    if backend == "gpu" and torch.cuda.is_available():
+        return torch, "cuda"
+    raise NotHere(f"this torch has no {backend} here")
+
+
+def tensors(torch, device, arguments):
+    """Tensors of torch's own, class numbers in the dtype that torch wants."""
 
     def tensor(array):
         host = np.asarray(array)
@@ -181,19 +205,22 @@ def tensors(torch, arguments):
     return jax.tree.map(tensor, arguments)
 
 
-def torch_wait(torch):
-    if torch.cuda.is_available():
+def waiting(torch, device):
+    if device == "cuda":
         return lambda _: torch.cuda.synchronize()
     return lambda result: result
 
 
-def torch_peak(torch, call):
-    if not torch.cuda.is_available():
+def peak(torch, device, call):
+    """What torch's allocator adds at most during a call, the new results not counted."""
+    if device != "cuda":
         return None
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    call()
-    return torch.cuda.max_memory_allocated() - before
+    results = call()
+    kept = torch.cuda.memory_allocated() - before
+    del results
+    return torch.cuda.max_memory_allocated() - before - kept
 
 
 def jax_array(tensor):

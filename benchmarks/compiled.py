@@ -14,7 +14,6 @@ from importlib import util
 from typing import Any
 
 import jax
-from jax._src.lib import _jax
 from jax.experimental import topologies
 
 NEEDS = {
@@ -82,9 +81,12 @@ def facts(case, target: str) -> list[dict[str, Any]]:
     fixed["floor_bytes"] = case.floor_bytes
     rows = []
     for name, competitor in case.competitors.items():
-        lowered = competitor.lower(shapes)
-        if lowered is not None:
-            rows.append({**fixed, "competitor": name, **memory_and_traffic(lowered.compile())})
+        try:
+            lowered = competitor.lower(shapes)
+            if lowered is not None:
+                rows.append({**fixed, "competitor": name, **memory_and_traffic(lowered.compile())})
+        except Exception as error:  # one program that does not compile leaves the others
+            print(f"    {name}: {case.name} does not compile for {target}: {error}", flush=True)
     return rows
 
 
@@ -102,5 +104,7 @@ def cost(compiled) -> dict[str, float]:
     own = compiled.cost_analysis()
     if own is not None:
         return own
+    from jax._src.lib import _jax  # here alone: what is private may move
+
     (module,) = compiled.runtime_executable().hlo_modules()  # the GPU's compiler counts nothing
     return _jax.hlo_module_cost_analysis(jax.devices("cpu")[0].client, module)

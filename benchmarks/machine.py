@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import time
@@ -11,7 +12,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-PACKAGES = {"jloss", "jax", "jaxlib", "optax", "torch"}
+from benchmarks.competitors import NotHere, tensors, torch_and_device, waiting
+
+PACKAGES = {"jloss", "jax", "jaxlib", "optax", "torch", "tokamax"}
 
 
 class Machine(NamedTuple):
@@ -38,10 +41,7 @@ def machine(quick: bool, packages=()) -> Machine:
         {name: version(name) for name in wanted},
         load,
         copy_bandwidth(2**26 if small else 2**30, 10 if quick else 30),
-        {
-            dtype: matmul_ceiling(1024 if quick else 2048 if small else 8192, dtype)
-            for dtype in ("float32", "bfloat16")
-        },
+        matmul_ceilings(1024 if quick else 2048 if small else 8192),
     )
 
 
@@ -64,21 +64,33 @@ def version(package: str) -> str | None:
 
 def copy_bandwidth(elements: int, rounds: int) -> float:
     """Bytes a second of the fastest pass that reads and writes an array far larger than caches."""
-    add = jax.jit(lambda x: x + 1, donate_argnums=0).lower(jnp.zeros(elements)).compile()
-    x, seconds = jnp.zeros(elements), []
-    for _ in range(rounds):
-        start = time.perf_counter()
-        x = jax.block_until_ready(add(x))
-        seconds.append(time.perf_counter() - start)
-    return 2 * x.nbytes / min(seconds)
+    add, x = jax.jit(lambda x: x + 1, donate_argnums=0), [jnp.zeros(elements)]
+
+    def in_place():
+        x[0] = jax.block_until_ready(add(x[0]))
+
+    return 2 * x[0].nbytes / fastest(in_place, rounds)
 
 
-def matmul_ceiling(n: int, dtype: str, rounds: int = 5) -> float:
-    """FLOP a second of the fastest product of two [n, n] matrices."""
-    product = jax.jit(lambda a: a @ a)
-    a, seconds = jnp.ones((n, n), dtype) / n, []
+def matmul_ceilings(n: int) -> dict[str, float]:
+    """FLOP a second of the fastest product of two [n, n] matrices, by XLA or, if here, by torch."""
+    rate = {"float32": 0.0, "bfloat16": 0.0}
+    for dtype in rate:
+        a = jnp.full((n, n), 1 / n, dtype)
+        product = jax.jit(lambda a: a @ a)
+        rate[dtype] = 2 * n**3 / fastest(lambda a=a, f=product: jax.block_until_ready(f(a)))
+        with contextlib.suppress(ImportError, NotHere):
+            torch, place = torch_and_device()
+            (a,), wait = tensors(torch, place, (a,)), waiting(torch, place)
+            other = 2 * n**3 / fastest(lambda a=a, wait=wait: wait(a @ a))
+            rate[dtype] = max(rate[dtype], other)
+    return rate
+
+
+def fastest(call, rounds: int = 12) -> float:
+    times = []
     for _ in range(rounds):
         start = time.perf_counter()
-        jax.block_until_ready(product(a))
-        seconds.append(time.perf_counter() - start)
-    return 2 * n**3 / min(seconds[1:])
+        call()
+        times.append(time.perf_counter() - start)
+    return min(times)

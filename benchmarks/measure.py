@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from benchmarks.competitors import Case
+from benchmarks.competitors import Case, NotHere
 
 WARM = 2  # rounds that do not count
 SETTLE_S = 5e-3  # in which the threads of the one before stop to spin: torch's took 1.4x from JAX
@@ -17,6 +18,17 @@ SETTLE_S = 5e-3  # in which the threads of the one before stop to spin: torch's 
 
 def measure(case: Case, rounds: int, budget_s: float, installed) -> list[dict[str, Any]]:
     """A row for every competitor, absent and wrong ones included; times only of the right ones."""
+    try:
+        rows = rows_of(case, rounds, budget_s, installed)
+    except Exception as error:  # of the case as a whole: no memory for it, say
+        failed = {"status": "failed", "reason": reason(error)}
+        rows = dict.fromkeys(case.competitors, failed)
+    fixed = {"case": case.name, "at": dict(case.at), "tolerance": dict(case.tolerance)}
+    fixed |= {"flops": case.flops, "floor_bytes": case.floor_bytes}
+    return [{**fixed, "competitor": name, **row} for name, row in rows.items()]
+
+
+def rows_of(case, rounds, budget_s, installed):
     rows, runs = {}, {}
     arguments = jax.block_until_ready(jax.jit(case.draw)())
     exact = in_float64(case, arguments)
@@ -29,10 +41,8 @@ def measure(case: Case, rounds: int, budget_s: float, installed) -> list[dict[st
             runs[name] = run
     for name, seconds in take_turns(runs, rounds, budget_s).items():
         rows[name] |= {"ms": [1e3 * s for s in quartiles(seconds)], "rounds": len(seconds)}
-        rows[name] |= compiler_facts(runs[name])
-    fixed = {"case": case.name, "at": dict(case.at)}
-    fixed |= {"flops": case.flops, "floor_bytes": case.floor_bytes}
-    return [{**fixed, "competitor": name, **row} for name, row in rows.items()]
+        rows[name] |= memory_and_counts(runs[name])
+    return rows
 
 
 def in_float64(case, arguments):
@@ -50,8 +60,10 @@ def check(case, competitor, arguments, exact):
     try:
         run = competitor.ready(arguments)
         errors = dict(zip(case.tolerance, relative_errors(run.result(), exact)))
+    except NotHere as error:
+        return {"status": "absent", "reason": str(error)}, None
     except Exception as error:  # a peer may raise whatever it likes
-        return {"status": "failed", "reason": f"{type(error).__name__}: {first_line(error)}"}, None
+        return {"status": "failed", "reason": reason(error)}, None
     status = "exact"
     if any(not error <= case.tolerance[part] for part, error in errors.items()):
         status = "inexact"
@@ -80,26 +92,31 @@ def norms(got, wanted):
 
 
 def take_turns(runs, rounds, budget_s):
-    """Seconds of each competitor in each round; every round begins with another one."""
-    calls = {name: enough_calls(run) for name, run in runs.items()}
+    """Seconds of each competitor in each round, which begins with another one, back or forth."""
+    once = [seconds_of(run, 1) for run in runs.values()]
+    calls, wake = enough_calls(once), max(once, default=0) < 0.05
     seconds = {name: [] for name in runs}
     names, start = list(runs), time.perf_counter()
     for i in range(rounds + WARM):
         if i >= WARM + 5 and time.perf_counter() - start > budget_s:
             break
-        for name in names[i % len(names) :] + names[: i % len(names)]:
-            seconds[name].append(seconds_of(runs[name], calls[name]))
+        turn = names[i % len(names) :] + names[: i % len(names)]
+        for name in turn if i % 2 else turn[::-1]:
+            seconds[name].append(seconds_of(runs[name], calls, wake))
     return {name: times[WARM:] for name, times in seconds.items()}
 
 
-def enough_calls(run, at_least_s=2e-3):
-    """How many calls the clock can resolve."""
-    return max(1, min(1000, round(at_least_s / min(seconds_of(run, 1) for _ in range(2)))))
+def enough_calls(seconds, at_least_s=2e-3, at_most_s=0.1):
+    """How many calls the clock resolves for each of them, or what the slowest leaves time for."""
+    if not seconds:
+        return 1
+    return max(1, min(math.ceil(at_least_s / min(seconds)), round(at_most_s / max(seconds))))
 
 
-def seconds_of(run, calls):
+def seconds_of(run, calls, wake=True):
+    """Of one call; before a short one, threads that slept wake up in another."""
     time.sleep(SETTLE_S)
-    if calls > 1:  # threads that slept wake up before the clock runs
+    if wake:
         run.wait(run.call())
     start = time.perf_counter()
     for _ in range(calls):
@@ -112,8 +129,8 @@ def quartiles(seconds):
     return statistics.quantiles(seconds, n=4)
 
 
-def compiler_facts(run):
-    """Memory, FLOP and traffic of a compiled program, which are exact."""
+def memory_and_counts(run):
+    """Memory, which is exact, and the compiler's count of FLOP and traffic."""
     if run.compiled is None:
         return {"temp_bytes": run.peak_bytes()}
     memory, cost = run.compiled.memory_analysis(), run.compiled.cost_analysis() or {}
@@ -124,5 +141,6 @@ def compiler_facts(run):
     }
 
 
-def first_line(error):
-    return (str(error).splitlines() or [""])[0][:200]
+def reason(error):
+    first_line = (str(error).splitlines() or [""])[0]
+    return f"{type(error).__name__}: {first_line[:200]}"

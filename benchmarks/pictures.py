@@ -8,6 +8,7 @@ import pathlib
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
+from matplotlib.ticker import NullFormatter
 
 from benchmarks import report
 
@@ -34,7 +35,7 @@ def draw(results, folder: pathlib.Path) -> None:
 def colours(rows):
     """One colour for each competitor, ours first."""
     names = dict.fromkeys(row["competitor"] for row in rows if "ms" in row)
-    ours_first = sorted(names, key=lambda name: not name.startswith(report.OURS))
+    ours_first = sorted(names, key=lambda name: not report.is_ours({"competitor": name}))
     return {name: plt.get_cmap("tab10")(i % 10) for i, name in enumerate(ours_first)}
 
 
@@ -113,7 +114,10 @@ def growth(results):
             if None not in temp:
                 below.plot(sizes, [t / 2**20 for t in temp], "o-", ms=3, color=colour[name])
         above.set(xscale="log", yscale="log", title=f"{case}\n{report.told(json.loads(fixed))}")
-        below.set(yscale="symlog", xlabel=key)
+        below.set_yscale("symlog", linthresh=1)
+        below.set_xlabel(key)
+        below.set_ylim(0, 2 * max(1, below.get_ylim()[1]))
+        below.xaxis.set_minor_formatter(NullFormatter())
     axes[0, 0].set_ylabel("ms")
     axes[1, 0].set_ylabel("temporary MiB")
     legend(figure, colour, columns=10)

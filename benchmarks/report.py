@@ -9,6 +9,18 @@ import pathlib
 from typing import Any
 
 OURS = "jloss"  # competitors of ours have names that begin so
+LEGEND = """\
+Time is the median (quartiles) of interleaved rounds, `x time` its ratio to that of the first
+row; a difference is claimed (bold) only where the quartiles do not overlap. `of ceiling` is the
+question's floor, at this machine's copy bandwidth (in place) and matmul rate, over the time:
+more than all of it where the data stays in caches. Memory is what the compiler sets aside beyond
+inputs and outputs; of torch, on a GPU, its allocator's peak. `compile s` is torch's first call.
+An **inexact** result misses the tolerance of its question: its time buys less. Products of
+float32 are in float32, not TF32."""
+OF_COMPILERS = """\
+Nothing was run: these are the compilers' own figures for sizes that would fill such a device.
+Temporary memory is exact, but for a workspace that a matmul may take there. Traffic is XLA's
+count over the floor; a loop's body counts once, and a gather as a read of the whole array."""
 
 
 def strict(value):
@@ -43,25 +55,36 @@ def ratio(ours: dict[str, Any], other: dict[str, Any]) -> float:
 
 
 def cases(rows):
-    """The rows of each case together, with ours first."""
+    """The rows of each case together, ours first."""
     together = collections.defaultdict(list)
     for row in rows:
         together[row["question"], row["case"], json.dumps(row["at"])].append(row)
-    return list(together.values())
+    return [sorted(case, key=lambda row: not is_ours(row)) for case in together.values()]
+
+
+def is_ours(row) -> bool:
+    return row["competitor"].startswith(OURS)
+
+
+def counterpart(other, case):
+    """Ours of the same form ("jloss vmap" for "optax vmap"), else the first of ours."""
+    form = other["competitor"].partition(" ")[2]
+    same = [row for row in case if row["competitor"] == f"{OURS} {form}"]
+    return (same or case)[0]
 
 
 def of_ceiling(row, machine) -> float | None:
     """The least time that this machine's own ceilings allow, as a share of the time it took."""
     if "ms" not in row:
         return None
-    matmul = machine["matmul"].get(row["at"].get("dtype"), machine["matmul"]["float32"])
+    matmul = max(machine["matmul"]["float32"], machine["matmul"].get(row["at"].get("dtype"), 0))
     least = max(row["floor_bytes"] / machine["copy"], row["flops"] / matmul)
     return least / (row["ms"][1] / 1e3)
 
 
 def markdown(results) -> str:
     machine, rows = results["machine"], results["rows"]
-    lines = ["# Benchmarks", "", *header(machine), "", *summary(rows), "", *legend()]
+    lines = ["# Benchmarks", "", *header(machine), "", *summary(rows), "", LEGEND]
     for question in dict.fromkeys(row["question"] for row in rows):
         title, _, rest = results["questions"][question].partition("\n")
         lines += ["", f"## {title}", "", rest.strip(), "", *table(question, rows, machine)]
@@ -75,32 +98,30 @@ def header(machine):
     absent = ", ".join(k for k, v in machine["versions"].items() if v is None)
     matmul = ", ".join(f"{dtype} {f / 1e9:.0f}" for dtype, f in machine["matmul"].items())
     yield f"{machine['device']}, {machine['cores']} cores, load {machine['load']:.1f} at the start."
+    if machine["load"] > 0.3 * machine["cores"]:
+        yield "**Other work was on the machine: publish no times of this run.**"
     yield f"Python {machine['python']}, {versions}. Absent: {absent or 'nothing'}."
-    yield f"Its own ceilings: copy {machine['copy'] / 1e9:.1f} GB/s, matmul {matmul} GFLOP/s."
+    yield f"Its ceilings, measured here: {machine['copy'] / 1e9:.1f} GB/s, matmul {matmul} GFLOP/s."
 
 
 def summary(rows):
     """For each peer: in how many cases jloss is faster, slower, or neither."""
-    yield "| jloss against | cases | faster | no difference | slower | not timed | inexact peers |"
-    yield "|---|--:|--:|--:|--:|--:|--:|"
+    yield "| jloss against | cases | faster | no difference | slower | not timed |"
+    yield "|---|--:|--:|--:|--:|--:|"
     count = collections.defaultdict(collections.Counter)
-    for ours, *others in cases(rows):
-        for other in others:
-            if not other["competitor"].startswith(OURS):
-                count[other["competitor"]][verdict(ours, other)] += 1
-                count[other["competitor"]][other["status"]] += 1
+    for case in cases(rows):
+        for other in (row for row in case if not is_ours(row)):
+            ours = counterpart(other, case)
+            inexact = "inexact" in (ours["status"], other["status"])
+            count[other["competitor"]][verdict(ours, other), inexact] += 1
     for name, of in count.items():
-        cells = [of[k] for k in ("faster", "no difference", "slower", "not timed", "inexact")]
-        yield f"| {name} | {sum(cells[:4])} | " + " | ".join(map(str, cells)) + " |"
+        said = ("faster", "no difference", "slower", "not timed")
+        cells = [beside_inexact(of[v, False], of[v, True]) for v in said]
+        yield f"| {name} | {sum(of.values())} | " + " | ".join(cells) + " |"
 
 
-def legend():
-    yield "Time is the median (quartiles) of interleaved rounds. `x time` is their median over the"
-    yield "first row's; a difference is claimed (bold) only where the quartiles do not overlap."
-    yield "`of ceiling`: the floor of the question at this machine's own bandwidth and matmul rate,"
-    yield "over the time; above 1 the data stays in caches. Memory is what the compiler sets aside"
-    yield "beyond inputs and outputs. An **inexact** result misses its question's tolerance: its"
-    yield "time buys less."
+def beside_inexact(exact: int, inexact: int) -> str:
+    return f"{exact + inexact} ({inexact} with an inexact result)" if inexact else str(exact)
 
 
 def table(question, rows, machine):
@@ -137,10 +158,7 @@ def compiler_facts(rows):
     """Memory and traffic by the compilers of devices that were not at hand."""
     yield "## Compiler facts for devices that were not at hand"
     yield ""
-    yield "Nothing was run: these are the compilers' own figures for sizes that would fill such a"
-    yield "device. Temporary memory is exact, but for a workspace that a matmul may take there."
-    yield "Traffic is XLA's count over the floor; a loop's body counts once, and a gather as a read"
-    yield "of the whole array."
+    yield OF_COMPILERS
     yield ""
     yield "| case | | " + " | ".join(f"{t} temp MiB | traffic" for t in targets(rows)) + " |"
     yield "|---|---|" + "--:|--:|" * len(targets(rows))
@@ -165,7 +183,7 @@ def traffic(row):
     return f"{row['compiler_bytes'] / row['floor_bytes']:.2f}" if row["floor_bytes"] else ""
 
 
-def line(row) -> str:
+def in_a_line(row) -> str:
     """A row for the terminal."""
     if "ms" not in row:
         return f"{row['competitor']:16} {row['status']}: {row.get('reason') or told_errors(row)}"

@@ -147,6 +147,17 @@ def test_a_missing_peer_is_named_as_absent(monkeypatch):
     assert "torch absent" in accuracy.markdown(result)
 
 
+@pytest.mark.parametrize(("ours", "status"), [((0, 0), 0), ((1, 0), 1), ((0, 2), 1)])
+def test_a_failure_or_a_refusal_of_ours_is_the_exit_status(monkeypatch, tmp_path, ours, status):
+    failed, refused = ours
+    total = {"checks": 2, "failed": failed, "refused": refused}
+    monkeypatch.setattr(accuracy, "certificate", lambda *given: {"totals": {"jloss": total}})
+    for name in ("markdown", "summary"):
+        monkeypatch.setattr(accuracy, name, lambda result: "")
+    monkeypatch.setattr(accuracy, "picture", lambda result, path: None)
+    assert accuracy.main(["--out", str(tmp_path)]) == status
+
+
 def test_the_picture_is_drawn(result, tmp_path):
     pytest.importorskip("matplotlib").use("Agg")
     accuracy.picture(result, tmp_path / "accuracy.png")

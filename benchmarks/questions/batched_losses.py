@@ -2,13 +2,16 @@
 
 The mean over a batch of examples [features], value and gradient: Huber, cosine distance, and
 cross-entropy with integer labels; by one call on the batch, and by `vmap` of the loss for one.
+float32, on accelerators bfloat16 too.
 
 Peers: optax in both forms; torch's functional losses on the batch.
 Floor: predictions and targets read once, the gradient written once. FLOP: as counted beside each.
-Check: the textbook's formula in float64; exact is a relative error up to 1e-5.
+Check: the textbook's formula in float64; exact is a relative error up to 1e-5, for bfloat16 one
+rounding to it, 4e-3.
 """
 
 import functools
+import itertools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -19,6 +22,7 @@ import optax
 import jloss
 from benchmarks.competitors import Case, torch_value_and_gradient, value_and_gradient
 
+DTYPES = {"quick": ["float32"], "cpu": ["float32"], "accelerator": ["float32", "bfloat16"]}
 SIZES = {  # batch, features
     "quick": [(1024, 64)],
     "cpu": [(2**n, 128) for n in (8, 11, 14, 17)],
@@ -68,23 +72,24 @@ LOSSES = {
 }
 
 
-def draw(name, batch, features):
+def draw(name, batch, features, dtype):
     one, other = jax.random.split(jax.random.key(0))
-    x = 2 * jax.random.normal(one, (batch, features))
+    x = (2 * jax.random.normal(one, (batch, features))).astype(dtype)
     if name == "cross-entropy":
         return x, jax.random.randint(other, (batch,), 0, features)
-    return x, jax.random.normal(other, (batch, features))
+    return x, jax.random.normal(other, (batch, features)).astype(dtype)
 
 
-def case(name, batch, features):
-    loss, entries = LOSSES[name], batch * features
+def case(name, batch, features, dtype="float32"):
+    loss, read = LOSSES[name], batch * features * jnp.dtype(dtype).itemsize
+    one = 1e-5 if dtype == "float32" else 4e-3
     of_each = lambda f: lambda x, y: jax.vmap(f)(x, y).mean()
     return Case(
         name,
-        {"dtype": "float32", "batch": batch, "features": features},
-        functools.partial(draw, name, batch, features),
+        {"dtype": dtype, "batch": batch, "features": features},
+        functools.partial(draw, name, batch, features, dtype),
         jax.value_and_grad(of_each(loss.textbook)),
-        {"value": 1e-5, "gradient": 1e-5},
+        {"value": one, "gradient": one},
         {
             "jloss": value_and_gradient(lambda x, y: loss.jloss(x, y, reduction=jloss.mean)),
             "jloss vmap": value_and_gradient(of_each(loss.jloss)),
@@ -92,12 +97,11 @@ def case(name, batch, features):
             "optax vmap": value_and_gradient(of_each(loss.optax)),
             "torch": torch_value_and_gradient(loss.torch),
         },
-        floor_bytes=(8 * entries + 4 * batch) if name == "cross-entropy" else 12 * entries,
-        flops=loss.flops * entries,
+        floor_bytes=2 * read + (4 * batch if name == "cross-entropy" else read),
+        flops=loss.flops * batch * features,
     )
 
 
 def cases(scale):
-    for name in LOSSES:
-        for size in SIZES[scale]:
-            yield case(name, *size)
+    for dtype, name, size in itertools.product(DTYPES[scale], LOSSES, SIZES[scale]):
+        yield case(name, *size, dtype)

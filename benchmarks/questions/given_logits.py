@@ -4,8 +4,10 @@ The mean over logits [tokens, classes]: cross-entropy with integer labels (its v
 KL divergence between two arrays of logits (gradient in the first), sigmoid focal loss and binary
 cross-entropy with a label for each logit.
 
-Peers: optax as documented and, for bfloat16, behind the cast to float32 that careful users write;
-torch's functional losses, eager and, on accelerators, by torch.compile.
+Peers: optax and torch's functional losses as documented and, for bfloat16, behind the cast to
+float32 that careful users write (KL needs it of jloss too: its logarithms are taken outside); on
+accelerators also torch.compile, and Liger's cross-entropy, which writes over its logits and so is
+given a copy of them.
 Floor: each array read once, the gradient written once. FLOP: an addition, a multiplication, an
 exponential or a logarithm is 1; counted beside each formula.
 Check: the textbook's formula in float64. Exact is a relative error up to 1e-5 of the value, and of
@@ -37,7 +39,11 @@ MEAN = {"reduction": jloss.mean}
 
 
 def wide(x):
-    return x.astype(jnp.float32)
+    return x.astype(jnp.float32) if jnp.issubdtype(x.dtype, jnp.floating) else x
+
+
+def torch_wide(x):
+    return x.float() if x.is_floating_point() else x
 
 
 def cross_entropy(x, y):
@@ -61,6 +67,12 @@ def focal(x, y):
 def torch_kl(functional, x, t):
     log_q, log_p = functional.log_softmax(x, -1), functional.log_softmax(t, -1)
     return functional.kl_div(log_q, log_p, reduction="batchmean", log_target=True)
+
+
+def liger(functional, x, y):
+    from liger_kernel.transformers.functional import liger_cross_entropy
+
+    return liger_cross_entropy(x.clone(), y)
 
 
 class Loss(NamedTuple):
@@ -125,11 +137,16 @@ def competitors(loss, dtype, scale):
     yield "jloss", value_and_gradient(loss.jloss)
     yield "optax", value_and_gradient(loss.optax)
     if dtype == "bfloat16":
-        yield "optax cast", value_and_gradient(lambda x, other: loss.optax(wide(x), other))
+        yield "optax cast", value_and_gradient(lambda *both: loss.optax(*map(wide, both)))
     if loss.torch:
         yield "torch", torch_value_and_gradient(loss.torch)
     if loss.torch and scale == "accelerator":
         yield "torch compiled", torch_value_and_gradient(loss.torch, compiled=True)
+    if loss.torch and dtype == "bfloat16":
+        cast = lambda functional, *both: loss.torch(functional, *map(torch_wide, both))
+        yield "torch cast", torch_value_and_gradient(cast, compiled=scale == "accelerator")
+    if loss.compared_with == "labels" and scale == "accelerator":
+        yield "liger_kernel with copy", torch_value_and_gradient(liger)
 
 
 def case(name, tokens, classes, dtype, scale):
