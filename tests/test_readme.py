@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import pathlib
 import re
 
@@ -26,6 +27,15 @@ def test_the_code_prints_what_it_says():
                 assert not expected or line == expected
 
 
-@pytest.mark.parametrize("path", re.findall(r"\]\((?!http)([^)]+)\)", README))
+@pytest.mark.parametrize("path", re.findall(r"\]\((?!http|#)([^)]+)\)", README))
 def test_links_lead_somewhere(path):
     assert (pathlib.Path(__file__).parent.parent / path).exists()
+
+
+def test_it_quotes_the_committed_certificate():
+    results = pathlib.Path(__file__).parent.parent / "benchmarks/results/cpu/accuracy.json"
+    totals = json.loads(results.read_text())["totals"]
+    for library in ("jloss", "optax", "torch"):
+        counts = (totals[library][kind] for kind in ("checks", "failed", "refused"))
+        row = r"\| {} [^|]+\| {} \| {} \| {} \|".format(library, *counts)
+        assert re.search(row, README), library
