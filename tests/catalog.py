@@ -31,6 +31,8 @@ class Row(NamedTuple):
     any_axis: bool = True  # whether the classes may lie along another axis than the last
     reach: tuple[float, float] = (-np.inf, np.inf)  # outputs at which the loss has to be finite
     bounded: bool = False  # whether it is finite even for a class that was ruled out
+    class_masks: bool = True  # whether `where` may delete classes
+    reverse_only: bool = False  # whether forward mode takes another implementation
     laws: bool = True  # whether the laws run; a variant need only be accurate
     hyperparameters: Mapping[str, tuple[float, float]] = types.MappingProxyType(
         {}
@@ -279,6 +281,12 @@ def entropy(x):
     return mp.fsum(mp.exp(-surprise(x, j)) * surprise(x, j) for j in range(len(x)))
 
 
+def of_logits(x, y, **doors):
+    """The loss of a linear layer whose logits are its hidden states."""
+    identity = np.eye(*np.shape(x)[-1:] or (1,), dtype=np.float32)
+    return jloss.linear_softmax_cross_entropy(x, identity, y, **doors)
+
+
 integer_ce = jloss.softmax_cross_entropy_with_integer_labels
 binary_ce = jloss.sigmoid_binary_cross_entropy
 vector = {"event": (CLASSES,), "classes_exchange": True}
@@ -342,6 +350,21 @@ CATALOG: dict[str, Row] = {
         label,
         **of_labels,
         laws=False,
+    ),
+    "linear_softmax_cross_entropy": Row(
+        of_logits,
+        lambda x, y: surprise(x, y[0]),
+        label,
+        **{**of_labels, "names": ("hidden", "labels")},
+        any_axis=False,
+        class_masks=False,
+        reverse_only=True,
+        hyperparameters={
+            "soft_cap": (30.0, -1.0),
+            "temperature": (2.0, -1.0),
+            "label_smoothing": (0.1, 1.5),
+            "z_loss": (1e-3, np.nan),
+        },
     ),
     "sigmoid_binary_cross_entropy": Row(
         binary_ce,

@@ -1,0 +1,278 @@
+"""From hidden states and a vocabulary matrix to losses and log-probabilities, without the logits.
+
+Every engine here takes `implementation`: None chooses; "fused" makes the gradients together with a
+loss that is reduced inside; "recompute" computes the logits again for the gradient and is least in
+memory; "plain" holds the logits while it needs them, and is the one that forward-mode
+differentiation (`jvp`) can pass: the others are reverse-mode, and may be differentiated again.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any, Literal
+
+import chex
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+
+from jloss._core.checks import nan_unless
+from jloss._core.classes import Labels, labelled
+from jloss._core.inputs import as_array, blank, consumed, expect_shape, hyperparameter
+from jloss._core.numerics import product
+from jloss.fused._strategies import Plans, alike, log_probs, plain, summed
+from jloss.fused._tiles import EXTRA, Head, LogProbs, Plan, wide
+from jloss.reduction import R, Reduction, Tally, each, finish, mean, tally
+from jloss.reduction import sum as total
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, Int, Real
+
+Implementation = Literal["fused", "recompute", "plain"] | None
+ON_CPU = {"chunk": 512, "tile": 2048}  # what stays in its caches
+ELSEWHERE = {"chunk": 4096, "tile": 2**31 - 1}  # products large enough to fill an accelerator
+
+
+def linear_softmax_cross_entropy(
+    hidden: Float[ArrayLike, "*batch hidden"],
+    matrix: Float[ArrayLike, "hidden vocabulary"],
+    labels: Int[ArrayLike, "*batch"],
+    *,
+    bias: Float[ArrayLike, "vocabulary"] | None = None,
+    soft_cap: Real[ArrayLike, ""] | None = None,
+    temperature: Real[ArrayLike, ""] | None = None,
+    label_smoothing: Real[ArrayLike, ""] | None = None,
+    z_loss: Real[ArrayLike, ""] | None = None,
+    class_weights: Real[ArrayLike, "vocabulary"] | None = None,
+    transposed: bool = False,
+    axis_name: str | None = None,
+    implementation: Implementation = None,
+    where: Bool[ArrayLike, "..."] | None = None,
+    weights: Real[ArrayLike, "..."] | None = None,
+    reduction: Reduction[R] = each,
+) -> R:
+    r"""Cross-entropy of a linear layer's logits, which are never all there at once.
+
+    $$\ell = -\log \operatorname{softmax}(x)_y, \qquad
+    x = c \tanh((h W + b) / c) \, / \, T$$
+
+    What `softmax_cross_entropy_with_integer_labels(hidden @ matrix, labels)` gives, from logits in
+    float32 whatever the dtypes, in memory that does not grow with tokens times vocabulary. With
+    `reduction` `mean`, `sum` or `tally` (or `functools.partial` of one with `axis_name`) the
+    gradients are made in one pass with the loss; with any other the logits are computed again.
+
+    Args:
+        hidden: $h$, any leading axes. Products are in its dtype, and added up in float32 at least.
+        matrix: $W$, [hidden, vocabulary]; its gradient has its dtype, whatever that of `hidden`.
+        labels: $y$, class numbers from 0, of the shape of `hidden` without its last axis. Labels
+            that mark padding (-100, -1) have to be deleted: `where=labels != -100`.
+        bias: $b$, added to the logits. One of -inf forbids a class.
+        soft_cap: $c > 0$, beyond which no logit goes.
+        temperature: $T > 0$, which divides the logits.
+        label_smoothing: $\alpha$ in [0, 1], the share of the label that is spread evenly.
+        z_loss: the factor of $(\log \sum_j e^{x_j})^2$, which is added.
+        class_weights: a weight for each class, which multiplies the weights of its tokens.
+        transposed: whether `matrix` is [vocabulary, hidden], as an embedding that is tied.
+        axis_name: inside `shard_map`, the mesh axis over which the vocabulary is split.
+        implementation: see `jloss.fused.linear`.
+        where, weights, reduction: as in every loss, see `jloss.reduction`; tokens are deleted.
+
+    Returns:
+        The shape of the labels, unless `reduction` says otherwise.
+
+    Raises:
+        ValueError: for shapes that do not fit, or a `where` over the vocabulary.
+        TypeError: for hidden states that are not floating or labels that are not integers.
+
+    A label outside [0, vocabulary) gives NaN, in value and gradient of its own token (and so in
+    what all tokens share, the gradient of the matrix).
+
+    References:
+        Wijmans, Huval, Hertzberg, Koltun and Krähenbühl, "Cut Your Losses in Large-Vocabulary
+        Language Models", ICLR 2025. Soft cap: Gemma Team, "Gemma 2", 2024.
+
+    >>> hidden, matrix = jnp.ones((3, 4)), jnp.zeros((4, 5))
+    >>> loss = linear_softmax_cross_entropy(hidden, matrix, jnp.array([0, 1, 4]), reduction=mean)
+    >>> print(f"{loss:.4f}")
+    1.6094
+    """
+    wanted = () if label_smoothing is None else ("mean_logit",)
+    head = Head(matrix, bias, soft_cap, temperature)
+    doors = where, weights, class_weights
+    hidden, head, y = through_the_door(hidden, head, labels, *doors, transposed, axis_name)
+    plans = plans_for(head, transposed, wanted, axis_name)
+    like = jnp.zeros((), wide(hidden.dtype))
+    number = lambda name, value, **within: (
+        None if value is None else hyperparameter(name, value, like, **within)
+    )
+    factors = (
+        number("label_smoothing", label_smoothing, least=0, most=1),
+        number("z_loss", z_loss),
+    )
+    end, axes = end_of(reduction)
+    if end is None or implementation in ("recompute", "plain"):
+        known = known_by(implementation, plans, hidden, head, y)
+        values = nan_unless(y.known, cross_entropy(known, jnp.ones_like(known.log_prob), factors))
+        return finish(values, reduction, where=y.rows, weights=y.weights)
+    return reduced_inside(plans, hidden, head, y, factors, end, axes)
+
+
+def linear_log_probs(
+    hidden: Float[ArrayLike, "*batch hidden"],
+    matrix: Float[ArrayLike, "hidden vocabulary"],
+    labels: Int[ArrayLike, "*batch"],
+    *,
+    bias: Float[ArrayLike, "vocabulary"] | None = None,
+    soft_cap: Real[ArrayLike, ""] | None = None,
+    temperature: Real[ArrayLike, ""] | None = None,
+    transposed: bool = False,
+    axis_name: str | None = None,
+    implementation: Literal["recompute", "plain"] | None = None,
+    where: Bool[ArrayLike, "..."] | None = None,
+) -> LogProbs:
+    """What a softmax over a vocabulary gives each token, without the logits.
+
+    The log-probability of the label, the log-sum-exp and the mean of the logits, the entropy of the
+    distribution and its likeliest class; all but the last differentiable, in `hidden`, `matrix`,
+    `bias`, `soft_cap` and `temperature`. What is not used is not computed under `jit`.
+
+    Args:
+        hidden, matrix, labels, bias, soft_cap, temperature, transposed, axis_name, implementation:
+            as in `linear_softmax_cross_entropy`.
+        where: which tokens are there; what is known of the others is 0.
+
+    Returns:
+        `LogProbs`, each field of the shape of the labels, in float32 at least.
+
+    Raises:
+        ValueError: for shapes that do not fit.
+        TypeError: for hidden states that are not floating or labels that are not integers.
+
+    A label outside [0, vocabulary) gives NaN as its log-probability.
+
+    >>> known = linear_log_probs(jnp.ones((1, 4)), jnp.zeros((4, 5)), jnp.array([2]))
+    >>> print(f"{known.log_prob[0]:.4f} {known.entropy[0]:.4f} {known.argmax[0]}")
+    -1.6094 1.6094 0
+    """
+    head = Head(matrix, bias, soft_cap, temperature)
+    hidden, head, y = through_the_door(
+        hidden, head, labels, where, None, None, transposed, axis_name
+    )
+    plans = plans_for(head, transposed, EXTRA, axis_name)
+    known = known_by(implementation, plans, hidden, head, y)
+    known = known._replace(log_prob=nan_unless(y.known, known.log_prob))
+    return jax.tree.map(lambda a: blank(a, y.rows), known)
+
+
+def through_the_door(
+    hidden: ArrayLike,
+    head: Head,
+    labels: ArrayLike,
+    where: ArrayLike | None,
+    weights: ArrayLike | None,
+    class_weights: ArrayLike | None,
+    transposed: bool,
+    axis_name: str | None,
+) -> tuple[Array, Head, Labels]:
+    """The door in: hidden states, 0 where deleted; the head, its numbers within their bounds."""
+    (x, _), matrix = consumed("hidden", hidden, -1), as_array("matrix", head.matrix)
+    for name, array in (("hidden", x), ("matrix", matrix)):
+        message = f"`{name}` should be floating, but is {array.dtype}: cast it first"
+        chex.assert_type(array, jnp.floating, custom_message=message, exception_type=TypeError)
+    x, matrix = (a.astype(jnp.float32) if a.dtype.itemsize == 1 else a for a in (x, matrix))
+    size = matrix.shape[0 if transposed else -1] if matrix.ndim else 0
+    layout = (size, x.shape[-1]) if transposed else (x.shape[-1], size)
+    other = "drop `transposed`" if transposed else "for [vocabulary, hidden] say `transposed=True`"
+    expect_shape("matrix", matrix, layout, f"hidden states have {x.shape[-1]} features; {other}")
+    bias = None if head.bias is None else as_array("bias", head.bias)
+    if bias is not None:
+        expect_shape("bias", bias, (size,))
+    classes = size * (1 if axis_name is None else jax.lax.axis_size(axis_name))
+    y = labelled(labels, (*x.shape[:-1], classes), (x.ndim - 1,), where, weights, class_weights)
+    if y.classes is not None:
+        raise ValueError("`where` deletes tokens here: to forbid a class, give it a bias of -inf")
+    like = jnp.zeros((), wide(x.dtype))
+    above_0 = lambda name, v: None if v is None else hyperparameter(name, v, like, above=0)
+    cap, heat = above_0("soft_cap", head.soft_cap), above_0("temperature", head.temperature)
+    y = y._replace(number=y.number.astype(jnp.int32))
+    return blank(x, y.rows, axis=(x.ndim - 1,)), Head(matrix, bias, cap, heat), y
+
+
+def plans_for(
+    head: Head, transposed: bool, wanted: tuple[str, ...], axis_name: str | None
+) -> Plans:
+    """For this vocabulary; a matrix that devices may share is not cut into tiles but by them."""
+    local = head.matrix.shape[0 if transposed else 1]
+    classes = local * (1 if axis_name is None else jax.lax.axis_size(axis_name))
+    given = {"local": local, "classes": classes, "axis_name": axis_name}
+    given |= {"transposed": transposed, "wanted": wanted}
+    shared = jax.device_count() > 1 and not jax.sharding.get_abstract_mesh().manual_axes
+    on_cpu = ON_CPU | ({"tile": local} if shared else {})
+    return Plans(Plan(**on_cpu, **given), Plan(**ELSEWHERE, **given))
+
+
+def flat(array: Array, axes: int) -> Array:
+    """The first axes as one, of tokens."""
+    return array.reshape(-1, *array.shape[axes:])
+
+
+def together(plans: Plans, hidden: Array, head: Head, y: Labels) -> tuple[Array, Head, Array]:
+    """Tokens along one axis; in `shard_map` all of one kind, labels the same for a vocabulary."""
+    hidden, labels = flat(hidden, hidden.ndim - 1), flat(y.number, y.number.ndim)
+    _, _, labels = alike(hidden, head, labels, but=axis_of(plans))
+    hidden, head, _ = alike(hidden, head, labels)
+    return hidden, head, labels
+
+
+def axis_of(plans: Plans) -> str | None:
+    """The mesh axis over which the vocabulary is split."""
+    return plans.cpu.axis_name
+
+
+def known_by(
+    implementation: Implementation, plans: Plans, hidden: Array, head: Head, y: Labels
+) -> LogProbs:
+    """What is known of each token, of the shape of the labels."""
+    hidden, head, labels = together(plans, hidden, head, y)
+    by_rule = implementation != "plain"
+    engine = functools.partial(log_probs, plans) if by_rule else functools.partial(plain, plans.cpu)
+    known = engine(hidden, head, labels)
+    return jax.tree.map(lambda a: a.reshape(y.number.shape), known)
+
+
+def cross_entropy(
+    known: LogProbs, weights: Array, factors: tuple[Array | None, Array | None]
+) -> Array:
+    """Of each token, times its weight."""
+    share, of_z = factors
+    values = -known.log_prob
+    if share is not None:
+        even = known.logsumexp - known.mean_logit
+        values = product(1 - share, values) + product(share, even)
+    if of_z is not None:
+        values += of_z * known.logsumexp**2
+    return product(weights, values)
+
+
+def end_of(reduction: Any) -> tuple[Any, Any]:
+    """`mean`, `sum` or `tally` and the axis names it was given; None for any other reduction."""
+    names = None
+    if isinstance(reduction, functools.partial) and set(reduction.keywords) == {"axis_name"}:
+        names, reduction = reduction.keywords["axis_name"], reduction.func
+    return (reduction if reduction in (mean, total, tally) else None), names
+
+
+def reduced_inside(
+    plans: Plans, hidden: Array, head: Head, y: Labels, factors: Any, end: Any, axes: Any
+) -> Any:
+    """The reduction of the cross-entropy, by a sum over tokens of shares that are known before."""
+    ones = jnp.ones(y.number.shape, wide(hidden.dtype))
+    weights = finish(ones, each, where=y.rows, weights=y.weights)
+    count = finish(ones, functools.partial(tally, axis_name=axes), where=y.rows, weights=y.weights)
+    weights = nan_unless(y.known, count.divide(weights) if end is mean else weights)
+    tokens = together(plans, hidden, head, y)
+    _, weights, factors = alike(tokens, flat(weights, weights.ndim), factors, but=axis_of(plans))
+    result: Any = summed(plans, cross_entropy, *tokens, weights, factors)
+    result = result if axes is None else jax.lax.psum(result, axes)
+    return Tally(result, count.weight) if end is tally else result
