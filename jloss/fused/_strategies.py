@@ -28,6 +28,7 @@ from jloss.fused._tiles import (
     forward,
     tiling,
     wide,
+    zeros_as,
 )
 
 
@@ -176,7 +177,11 @@ def sum_and_slopes(
         of_x, of_head = backward(plan, x, head, y, soft, by, kept, of_head)
         return (total + value, of_head, jax.tree.map(jnp.add, of_every, more)), (of_x, of_mine)
 
-    start = zero_like(labels, hidden), no_gradients(head), jax.tree.map(jnp.zeros_like, every)
+    start = (
+        zero_like(labels, hidden),
+        no_gradients(head),
+        jax.tree.map(lambda a: zeros_as(a, a.dtype), every),
+    )
     (total, of_head, of_every), of_tokens = lax.scan(step, start, ks)
     of_hidden, of_each = jax.tree.map(lambda a: joined(a, labels.shape[0]), of_tokens)
     return total, (of_hidden, as_given(of_head, head), of_each, of_every)
@@ -208,12 +213,12 @@ def joined(array: Array, tokens: int) -> Array:
 
 def no_gradients(arrays: Any) -> Any:
     """To add to, in float32 at least."""
-    return jax.tree.map(lambda a: jnp.zeros_like(a, wide(a.dtype)), arrays)
+    return jax.tree.map(lambda a: zeros_as(a, wide(a.dtype)), arrays)
 
 
 def zero_like(labels: Array, hidden: Array) -> Array:
     """A number that varies over devices as the labels do."""
-    return jnp.zeros_like(labels, wide(hidden.dtype), ())
+    return zeros_as(jnp.sum(labels), wide(hidden.dtype))
 
 
 def as_given(gradients: Any, given: Any) -> Any:

@@ -84,6 +84,13 @@ def wide(dtype: jnp.dtype) -> jnp.dtype:
     return dtype if dtype.itemsize > 4 else jnp.dtype(jnp.float32)
 
 
+def zeros_as(array: Array, dtype: jnp.dtype) -> Array:
+    """Zeros that lie on the mesh, and vary over devices, as an array does."""
+    zeros, there = jnp.zeros_like(array, dtype), jax.typeof(array).sharding
+    explicit = AxisType.Explicit in there.mesh.axis_types
+    return jax.sharding.reshard(zeros, there) if explicit else zeros
+
+
 def tiling(size: int, wanted: int) -> tuple[int, int]:
     """How many tiles, and how large: an even division into multiples of 16 near what is wanted.
 
@@ -158,10 +165,10 @@ def times(a: Array, b: Array, of_a: int, of_b: int) -> Array:
 def unseen(plan: Plan, x: Array) -> Seen:
     """Of the tokens of a chunk, before the first tile."""
     dtype = wide(x.dtype)
-    zero = jnp.zeros_like(x[:, 0], dtype)  # like x: sharded, and varying over devices, as it is
+    zero = zeros_as(jnp.any(x != x, -1), dtype)
     wanted = lambda name, value: value if name in plan.wanted else None
     return Seen(
-        jnp.full_like(zero, jnp.finfo(dtype).min / 2),
+        zero + float(jnp.finfo(dtype).min / 2),
         zero,
         zero,
         wanted("mean_logit", zero),
@@ -285,7 +292,7 @@ def backward(
         return (of_x, added(plan, heads, of_part._replace(matrix=of_matrix), i)), None
 
     count, _ = tiling(plan.local, plan.tile)
-    start = jnp.zeros_like(x, wide(x.dtype)), heads
+    start = zeros_as(x, wide(x.dtype)), heads
     (of_x, heads), _ = lax.scan(step, start, (jnp.arange(count, dtype=jnp.int32), kept))
     return of_x.astype(x.dtype), heads
 
