@@ -26,7 +26,8 @@ def main(given) -> int:
     """Measures, writes, and says how many rows could not be trusted."""
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # of a GPU, torch needs some
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.6")
-    jax.config.update("jax_default_matmul_precision", "highest")  # as torch: float32 is no TF32
+    if jax.default_backend() != "cpu":  # as torch: float32 is no TF32
+        jax.config.update("jax_default_matmul_precision", "highest")
     results = ask(given.questions or names_of_questions(), given.quick, given.out)
     if version("matplotlib"):
         from benchmarks import pictures
