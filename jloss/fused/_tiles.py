@@ -182,19 +182,26 @@ def see(plan: Plan, seen: Seen, logits: Array, classes: Array, labels: Array) ->
     hit, new = classes == labels[:, None], fresh(plan, logits, classes, -jnp.inf)
     highest = jnp.max(new, -1)
     top = lax.stop_gradient(jnp.maximum(seen.top, highest))  # its slopes cancel
-    less, scale = new - top[:, None], jnp.exp(seen.top - top)
+    less, (others, tilted) = new - top[:, None], raised(seen, top)
     e = jnp.where(hit, 0, jnp.exp(less))
-    total, tilted, best = seen.total, seen.tilted, seen.best
+    total, best = seen.total, seen.best
     if total is not None:
         total += jnp.sum(fresh(plan, logits, classes, 0), -1)
     if tilted is not None:
-        tilted = scale * (tilted + (seen.top - top) * seen.others)
         tilted += jnp.sum(e * jnp.where(e > 0, less, 0), -1)
     if best is not None:
         first = jnp.min(jnp.where(new == highest[:, None], classes, NO_CLASS), -1)
         best = jnp.where(highest > seen.top, first, best)
-    others = scale * seen.others + jnp.sum(e, -1)
+    others += jnp.sum(e, -1)
     return Seen(top, others, seen.own + jnp.sum(jnp.where(hit, logits, 0), -1), total, tilted, best)
+
+
+def raised(seen: Seen, top: Array) -> tuple[Any, Any]:
+    """`others` and `tilted` as they are from a higher top."""
+    scale, tilted = jnp.exp(seen.top - top), seen.tilted
+    if tilted is not None:
+        tilted = scale * (tilted + (seen.top - top) * seen.others)
+    return scale * seen.others, tilted
 
 
 def fresh(plan: Plan, tile: Array, classes: Array, fill: float) -> Array:
@@ -210,12 +217,10 @@ def of_all_devices(plan: Plan, seen: Seen) -> Seen:
         return seen
     gather = lambda a: None if a is None else lax.psum(a, plan.axis_name)
     top = lax.pmax(lax.stop_gradient(seen.top), plan.axis_name)
-    scale, best, tilted = jnp.exp(seen.top - top), seen.best, seen.tilted
-    if tilted is not None:
-        tilted = scale * (tilted + (seen.top - top) * seen.others)
+    (others, tilted), best = raised(seen, top), seen.best
     if best is not None:
         best = lax.pmin(jnp.where(seen.top == top, best, NO_CLASS), plan.axis_name)
-    others, own, total, tilted = map(gather, (scale * seen.others, seen.own, seen.total, tilted))
+    others, own, total, tilted = map(gather, (others, seen.own, seen.total, tilted))
     return Seen(top, others, own, total, tilted, best)
 
 
@@ -249,6 +254,12 @@ def slopes(soft: Softmax, by: LogProbs, logits: Array, hit: Array, size: int) ->
     return slope
 
 
+def products_of(plan: Plan, x: Array, part: Head) -> Array:
+    """Of a chunk and a tile of the matrix; apart, or the CPU's compiler fuses it with its uses."""
+    matrix = part.matrix.astype(x.dtype)
+    return lax.optimization_barrier(times(x, matrix, 1, 1 if plan.transposed else 0))
+
+
 def forward(
     plan: Plan, x: Array, head: Head, labels: Array, keep: bool
 ) -> tuple[Softmax, Array | None]:
@@ -257,10 +268,7 @@ def forward(
 
     def step(seen, i):
         part, classes = tile_of(plan, head, i)
-        products = times(x, part.matrix.astype(x.dtype), 1, 1 if plan.transposed else 0)
-        products = lax.optimization_barrier(
-            products
-        )  # or the CPU's compiler fuses it with its uses
+        products = products_of(plan, x, part)
         seen = see(plan, seen, squashed(products, part), classes, labels)
         return seen, products if keep else None
 
@@ -273,22 +281,21 @@ def backward(
     kept: Array | None, heads: Head,
 ) -> tuple[Array, Head]:  # fmt: skip
     """The gradient in a chunk, and that in the head added to `heads`."""
-    along = 0 if plan.transposed else 1
     across = lax.optimization_barrier(x.T)  # or the CPU's compiler widens two-byte products
 
     def step(carry, given):
         (of_x, heads), (i, products), (part, classes) = carry, given, tile_of(plan, head, given[0])
-        matrix = part.matrix.astype(x.dtype)
         if products is None:
-            products = lax.optimization_barrier(times(x, matrix, 1, 1 - along))
+            products = products_of(plan, x, part)
         logits, pull = jax.vjp(squashed, products, part._replace(matrix=None))
         slope = slopes(soft, by, logits, classes == labels[:, None], plan.classes)
         of_products, of_part = pull(fresh(plan, slope, classes, 0))
         of_products = lax.optimization_barrier(of_products.astype(x.dtype))
-        of_x += times(of_products, matrix, 1, along)
-        of_matrix = times(across, of_products, 1, 0)
+        of_x += times(of_products, part.matrix.astype(x.dtype), 1, 0 if plan.transposed else 1)
         if plan.transposed:
             of_matrix = times(of_products, x, 0, 0)
+        else:
+            of_matrix = times(across, of_products, 1, 0)
         return (of_x, added(plan, heads, of_part._replace(matrix=of_matrix), i)), None
 
     count, _ = tiling(plan.local, plan.tile)

@@ -135,7 +135,7 @@ def linear_log_probs(
 
     The log-probability of the label, the log-sum-exp and the mean of the logits, the entropy of the
     distribution and its likeliest class; all but the last differentiable, in `hidden`, `matrix`,
-    `bias`, `soft_cap` and `temperature`. What is not used is not computed under `jit`.
+    `bias`, `soft_cap` and `temperature`.
 
     Args:
         hidden, matrix, labels, bias, soft_cap, temperature, transposed, axis_name, implementation:
