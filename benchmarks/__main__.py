@@ -36,7 +36,9 @@ def main(given) -> int:
     else:
         print("matplotlib is absent: no pictures")
     print(f"wrote {', '.join(sorted(str(file) for file in given.out.iterdir()))}")
-    return any(row["status"] != "exact" for row in results["rows"] if report.is_ours(row))
+    return any(
+        row["status"] != "exact" for row in results["rows"] if report.is_ours(row["competitor"])
+    )
 
 
 def ask(names: list[str], quick: bool, folder: pathlib.Path) -> dict:

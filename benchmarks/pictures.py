@@ -35,7 +35,7 @@ def draw(results, folder: pathlib.Path) -> None:
 def colours(rows):
     """One colour for each competitor, ours first."""
     names = dict.fromkeys(row["competitor"] for row in rows if "ms" in row)
-    ours_first = sorted(names, key=lambda name: not report.is_ours({"competitor": name}))
+    ours_first = sorted(names, key=lambda name: not report.is_ours(name))
     return {name: plt.get_cmap("tab10")(i % 10) for i, name in enumerate(ours_first)}
 
 

@@ -53,7 +53,7 @@ def compare(old, new) -> Iterator[str]:
     before, after = ({key(row): row for row in rows(results)} for results in (old, new))
     same_device = device(old) == device(new)
     for k, then in before.items():
-        if not k.who.startswith(report.OURS):
+        if not report.is_ours(k.who):
             continue
         if k not in after:
             yield f"gone: {k}"
@@ -75,7 +75,7 @@ def device(results):
 
 def peers(k, before, after) -> list[float]:
     """How many times longer the peers of a case take now; nothing where none was timed."""
-    of_case = [j for j in before if j[:3] == k[:3] and not j.who.startswith(report.OURS)]
+    of_case = [j for j in before if j[:3] == k[:3] and not report.is_ours(j.who)]
     both = [(before[j], after[j]) for j in of_case if j in after]
     times = [now["ms"][1] / then["ms"][1] for then, now in both if "ms" in then and "ms" in now]
     return [statistics.median(times)] if times else []

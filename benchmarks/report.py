@@ -59,11 +59,13 @@ def cases(rows):
     together = collections.defaultdict(list)
     for row in rows:
         together[row["question"], row["case"], json.dumps(row["at"])].append(row)
-    return [sorted(case, key=lambda row: not is_ours(row)) for case in together.values()]
+    return [
+        sorted(case, key=lambda row: not is_ours(row["competitor"])) for case in together.values()
+    ]
 
 
-def is_ours(row) -> bool:
-    return row["competitor"].startswith(OURS)
+def is_ours(name: str) -> bool:
+    return name.startswith(OURS)
 
 
 def counterpart(other, case):
@@ -110,7 +112,7 @@ def summary(rows):
     yield "|---|--:|--:|--:|--:|--:|"
     count = collections.defaultdict(collections.Counter)
     for case in cases(rows):
-        for other in (row for row in case if not is_ours(row)):
+        for other in (row for row in case if not is_ours(row["competitor"])):
             ours = counterpart(other, case)
             inexact = "inexact" in (ours["status"], other["status"])
             count[other["competitor"]][verdict(ours, other), inexact] += 1
