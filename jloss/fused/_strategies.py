@@ -10,62 +10,23 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jax.sharding import AxisType, NamedSharding
-from jax.sharding import PartitionSpec as P
 
+from jloss.fused._chunks import Plans, as_given, chunks_of, joined, no_gradients
 from jloss.fused._tiles import (
     Head,
     LogProbs,
     Plan,
     Softmax,
     backward,
-    columns,
     forward,
-    tiling,
     wide,
     zeros_as,
 )
-
-
-class Plans(NamedTuple):
-    """What is best on each platform."""
-
-    cpu: Plan
-    default: Plan
-
-    def run(self, f: Callable, *given: Any) -> Any:
-        """`f(plan, *given)` by the plan of the platform that it is compiled for."""
-        by_platform = {name: functools.partial(f, plan) for name, plan in self._asdict().items()}
-        return lax.platform_dependent(*given, **by_platform)
-
-
-def alike(*trees: Any, but: str | None = None) -> Any:
-    """All varying over the mesh axes of `shard_map` over which any does, `but` one.
-
-    Outside the rules: JAX then adds up what they give for what all devices share.
-    """
-    trees = on_one_mesh(trees)
-    varying = lambda a: jax.typeof(a).mat.varying
-    axes = frozenset().union(*map(varying, jax.tree.leaves(trees))) - {but}
-    missing = lambda a: tuple(axes - varying(a))
-    cast = lambda a: lax.pcast(a, missing(a), to="varying") if missing(a) else a
-    return jax.tree.map(cast, trees)
-
-
-def on_one_mesh(tree: Any) -> Any:
-    """What lies on no mesh, a constant say, copied onto the Explicit one on which others lie."""
-    mesh_of = lambda a: jax.typeof(a).sharding.mesh
-    meshes = [mesh_of(a) for a in jax.tree.leaves(tree) if not mesh_of(a).empty]
-    if not meshes or AxisType.Explicit not in meshes[0].axis_types:
-        return tree
-    everywhere = lambda a: NamedSharding(meshes[0], P(*(None,) * a.ndim))
-    copied = lambda a: jax.sharding.reshard(a, everywhere(a)) if mesh_of(a).empty else a
-    return jax.tree.map(copied, tree)
 
 
 def plain(plan: Plan, hidden: Array, head: Head, labels: Array) -> LogProbs:
@@ -122,7 +83,7 @@ summed.defvjp(_summed_fwd, _summed_bwd)
 
 def softmaxes(plan: Plan, hidden: Array, head: Head, labels: Array) -> Softmax:
     """Of each token."""
-    ks, tokens = chunks_of(plan, hidden, labels)
+    ks, tokens = chunks_of(plan.chunk, hidden, labels)
 
     def step(_, k):
         x, y = tokens(k)
@@ -136,7 +97,7 @@ def slopes_of_log_probs(
     plan: Plan, hidden: Array, head: Head, labels: Array, softs: Softmax, by: LogProbs
 ) -> tuple[Array, Head]:
     """The gradients in hidden states and head."""
-    ks, tokens = chunks_of(plan, hidden, labels, softs, by)
+    ks, tokens = chunks_of(plan.chunk, hidden, labels, softs, by)
 
     def step(of_head, k):
         x, y, soft, slopes = tokens(k)
@@ -151,7 +112,7 @@ def sum_alone(
     loss: Callable, plan: Plan, hidden: Array, head: Head, labels: Array, each: Any, every: Any
 ) -> Array:
     """Without its gradients."""
-    ks, tokens = chunks_of(plan, hidden, labels, each)
+    ks, tokens = chunks_of(plan.chunk, hidden, labels, each)
 
     def step(total, k):
         x, y, mine = tokens(k)
@@ -165,7 +126,7 @@ def sum_and_slopes(
     loss: Callable, plan: Plan, hidden: Array, head: Head, labels: Array, each: Any, every: Any
 ) -> tuple[Array, tuple]:
     """With its gradients in all but the labels."""
-    ks, tokens = chunks_of(plan, hidden, labels, each)
+    ks, tokens = chunks_of(plan.chunk, hidden, labels, each)
     scalar = lambda *given: jnp.sum(loss(*given))
 
     def step(carry, k):
@@ -187,40 +148,6 @@ def sum_and_slopes(
     return total, (of_hidden, as_given(of_head, head), of_each, of_every)
 
 
-def chunks_of(plan: Plan, *trees: Any) -> tuple[Array, Callable[[Array], Any]]:
-    """The numbers of the chunks, and what gives the tokens of one."""
-    tokens = jax.tree.leaves(trees)[0].shape[0]
-    count = tiling(tokens, plan.chunk)[0] if isinstance(tokens, int) else 1  # of symbolic shape
-    parts = jax.tree.map(lambda a: split(a, count), trees)
-    return jnp.arange(count, dtype=jnp.int32), lambda k: jax.tree.map(
-        lambda a: columns(a, k, 1, 0)[0], parts
-    )
-
-
-def split(array: Array, chunks: int) -> Array:
-    """[tokens, ...] to [chunks, tokens in each, ...], by stride: each chunk has some of a shard."""
-    tokens = array.shape[0]
-    symbolic = not isinstance(tokens, int)
-    more = 0 if symbolic else -tokens % chunks if tokens else chunks
-    array = jnp.pad(array, ((0, more), *((0, 0) for _ in array.shape[1:]))) if more else array
-    return array.reshape(-1, chunks, *array.shape[1:]).swapaxes(0, 1)
-
-
-def joined(array: Array, tokens: int) -> Array:
-    """What `split` has split."""
-    return array.swapaxes(0, 1).reshape(-1, *array.shape[2:])[:tokens]
-
-
-def no_gradients(arrays: Any) -> Any:
-    """To add to, in float32 at least."""
-    return jax.tree.map(lambda a: zeros_as(a, wide(a.dtype)), arrays)
-
-
 def zero_like(labels: Array, hidden: Array) -> Array:
     """A number that varies over devices as the labels do."""
     return zeros_as(jnp.sum(labels), wide(hidden.dtype))
-
-
-def as_given(gradients: Any, given: Any) -> Any:
-    """In the dtypes of what was given."""
-    return jax.tree.map(lambda g, a: g.astype(a.dtype), gradients, given)

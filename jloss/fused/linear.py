@@ -21,7 +21,8 @@ from jloss._core.checks import nan_unless
 from jloss._core.classes import Labels, labelled
 from jloss._core.inputs import as_array, blank, consumed, expect_shape, hyperparameter
 from jloss._core.numerics import product
-from jloss.fused._strategies import Plans, alike, log_probs, plain, summed
+from jloss.fused._chunks import Plans, alike
+from jloss.fused._strategies import log_probs, plain, summed
 from jloss.fused._tiles import EXTRA, Head, LogProbs, Plan, wide
 from jloss.reduction import R, Reduction, Tally, each, finish, mean, tally
 from jloss.reduction import sum as total

@@ -13,7 +13,8 @@ from jax.sharding import PartitionSpec as P
 
 import jloss
 from jloss.fused import linear
-from jloss.fused._strategies import Plans, log_probs, plain, summed
+from jloss.fused._chunks import Plans
+from jloss.fused._strategies import log_probs, plain, summed
 from jloss.fused._tiles import EXTRA, Head, LogProbs, Plan, tiling
 
 D = 16
