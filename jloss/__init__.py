@@ -3,6 +3,7 @@
 from jloss import metrics as metrics
 from jloss import training as training
 from jloss._core.checks import checked as checked
+from jloss.fused.chunks import chunked as chunked
 from jloss.fused.linear import linear_log_probs as linear_log_probs
 from jloss.fused.linear import linear_softmax_cross_entropy as linear_softmax_cross_entropy
 from jloss.losses.binary import binary_cross_entropy as binary_cross_entropy

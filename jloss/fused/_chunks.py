@@ -1,4 +1,10 @@
-"""Tokens a chunk at a time."""
+"""Tokens a chunk at a time: what a function gives of each, and its slopes.
+
+`mapped` computes a chunk again for its slopes; `weighted_sum` knows what its values will be
+multiplied by, and makes the slopes while it has the chunk. Both give the slopes in parameters added
+up in float32 at least. The function gets parameters and tokens of which only what is floating is
+differentiated; the rest is `fixed`.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +18,7 @@ from jax import Array, lax
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from jloss._core.numerics import product
 from jloss.fused._tiles import columns, tiling, wide, zeros_as
 
 
@@ -23,6 +30,8 @@ class Plans(NamedTuple):
 
     def run(self, f: Callable, *given: Any) -> Any:
         """`f(plan, *given)` by the plan of the platform that it is compiled for."""
+        if self.cpu == self.default:
+            return f(self.cpu, *given)
         by_platform = {name: functools.partial(f, plan) for name, plan in self._asdict().items()}
         return lax.platform_dependent(*given, **by_platform)
 
@@ -51,22 +60,133 @@ def on_one_mesh(tree: Any) -> Any:
     return jax.tree.map(copied, tree)
 
 
-def chunks_of(chunk: int, *trees: Any) -> tuple[Array, Callable[[Array], Any]]:
-    """The numbers of the chunks, and what gives the tokens of one."""
-    tokens = jax.tree.leaves(trees)[0].shape[0]
+class Given(NamedTuple):
+    """What a function of tokens gets."""
+
+    params: Any
+    tokens: tuple  # of arrays, or trees of them, [tokens, ...]
+
+
+def apart(given: Given) -> tuple[Given, Given]:
+    """What is floating, and the rest; None where the other has something."""
+    some = lambda kind: lambda a: a if jnp.issubdtype(a.dtype, jnp.floating) == kind else None
+    floating, fixed = (jax.tree.map(some(kind), given) for kind in (True, False))
+    return floating, fixed
+
+
+def whole(floating: Any, fixed: Any) -> Any:
+    """What `apart` has taken apart."""
+    first = lambda a, b: b if a is None else a
+    return jax.tree.map(first, floating, fixed, is_leaf=lambda a: a is None)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def mapped(plans: Plans, f: Callable[..., Array], floating: Given, fixed: Given) -> Array:
+    """`f(params, *tokens)` of all tokens [tokens]."""
+    return plans.run(functools.partial(values_of, f), floating, fixed)
+
+
+def _mapped_fwd(plans, f, *given):
+    return plans.run(functools.partial(values_of, f), *given), given
+
+
+def _mapped_bwd(plans, f, given, by):
+    _, of_floating = plans.run(functools.partial(values_and_slopes, f), *given, by)
+    return of_floating, None
+
+
+mapped.defvjp(_mapped_fwd, _mapped_bwd)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def weighted_sum(
+    plans: Plans, f: Callable[..., Array], floating: Given, fixed: Given, weights: Array
+) -> Array:
+    """The sum of `f(params, *tokens)` times weights [tokens]."""
+    return jnp.sum(product(weights, plans.run(functools.partial(values_of, f), floating, fixed)))
+
+
+def _weighted_sum_fwd(plans, f, floating, fixed, weights):
+    given = floating, fixed, weights
+    values, slopes = plans.run(functools.partial(values_and_slopes, f), *given)
+    return jnp.sum(product(weights, values)), (slopes, values)
+
+
+def _weighted_sum_bwd(plans, f, slopes, by):
+    times = lambda a: (a.astype(by.dtype) * by).astype(a.dtype)
+    of_floating, of_weights = jax.tree.map(times, slopes)
+    return of_floating, None, of_weights
+
+
+weighted_sum.defvjp(_weighted_sum_fwd, _weighted_sum_bwd)
+
+
+def values_of(f: Callable[..., Array], chunk: int, floating: Given, fixed: Given) -> Array:
+    """Of all tokens."""
+    given = whole(floating, fixed)
+    ks, part = chunks_of(chunk, given.tokens, repeat=True)
+    # By the forward half of a rule that `f` may hold: unlike the rule, it takes forward mode.
+    of_chunk = lambda k: jax.vjp(lambda p: f(p, *part(k)[0]), given.params)[0]
+    _, values = lax.scan(lambda _, k: (None, of_chunk(k)), None, ks)
+    return joined(values, number_of(given.tokens))
+
+
+def values_and_slopes(
+    f: Callable[..., Array], chunk: int, floating: Given, fixed: Given, by: Array
+) -> tuple[Array, Given]:
+    """Of all tokens, the slopes multiplied by `by` [tokens]."""
+    ks, part = chunks_of(chunk, floating.tokens, fixed.tokens, repeat=True)
+    _, part_of_by = chunks_of(chunk, by)
+
+    def step(so_far, k):
+        (mine, others), (factors,) = part(k), part_of_by(k)
+
+        def of_chunk(params, tokens):
+            params, tokens = whole((params, tokens), (fixed.params, others))
+            return f(params, *tokens)
+
+        values, pull = jax.vjp(of_chunk, floating.params, mine)
+        of_params, of_tokens = pull(factors.astype(values.dtype))
+        add = lambda total, more: total + more.astype(total.dtype)
+        return jax.tree.map(add, so_far, of_params), (values, of_tokens)
+
+    of_params, of_all = lax.scan(step, no_gradients(floating.params), ks)
+    values, of_tokens = jax.tree.map(lambda a: joined(a, number_of(by)), of_all)
+    return values, Given(as_given(of_params, floating.params), of_tokens)
+
+
+def number_of(tokens: Any) -> int:
+    """How many tokens there are."""
+    return jax.tree.leaves(tokens)[0].shape[0]
+
+
+def chunks_of(
+    chunk: int, *trees: Any, repeat: bool = False
+) -> tuple[Array, Callable[[Array], Any]]:
+    """The numbers of the chunks, and what gives the tokens of one.
+
+    What fills the last is 0, or repeats a token.
+    """
+    tokens = number_of(trees)
     count = tiling(tokens, chunk)[0] if isinstance(tokens, int) else 1  # of symbolic shape
-    parts = jax.tree.map(lambda a: split(a, count), trees)
+    parts = jax.tree.map(lambda a: split(a, count, repeat), trees)
     return jnp.arange(count, dtype=jnp.int32), lambda k: jax.tree.map(
         lambda a: columns(a, k, 1, 0)[0], parts
     )
 
 
-def split(array: Array, chunks: int) -> Array:
+def flat(array: Array, axes: int) -> Array:
+    """The first axes as one, of tokens."""
+    return array.reshape(-1, *array.shape[axes:])
+
+
+def split(array: Array, chunks: int, repeat: bool) -> Array:
     """[tokens, ...] to [chunks, tokens in each, ...], by stride: each chunk has some of a shard."""
     tokens = array.shape[0]
     symbolic = not isinstance(tokens, int)
     more = 0 if symbolic else -tokens % chunks if tokens else chunks
-    array = jnp.pad(array, ((0, more), *((0, 0) for _ in array.shape[1:]))) if more else array
+    by = (0, more), *((0, 0) for _ in array.shape[1:])
+    array = jnp.pad(array, by, mode="edge" if repeat and tokens else "constant") if more else array
     return array.reshape(-1, chunks, *array.shape[1:]).swapaxes(0, 1)
 
 

@@ -9,7 +9,7 @@ differentiation (`jvp`) can pass: the others are reverse-mode, and may be differ
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import chex
 import jax
@@ -21,11 +21,11 @@ from jloss._core.checks import nan_unless
 from jloss._core.classes import Labels, labelled
 from jloss._core.inputs import as_array, blank, consumed, expect_shape, hyperparameter
 from jloss._core.numerics import product
-from jloss.fused._chunks import Plans, alike
+from jloss.fused._chunks import Plans, alike, flat
+from jloss.fused._ends import end_of, reduced_inside
 from jloss.fused._strategies import log_probs, plain, summed
 from jloss.fused._tiles import EXTRA, Head, LogProbs, Plan, wide
-from jloss.reduction import R, Reduction, Tally, each, finish, mean, tally
-from jloss.reduction import sum as total
+from jloss.reduction import R, Reduction, each, finish
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int, Real
@@ -93,6 +93,7 @@ def linear_softmax_cross_entropy(
         Wijmans, Huval, Hertzberg, Koltun and Krähenbühl, "Cut Your Losses in Large-Vocabulary
         Language Models", ICLR 2025. Soft cap: Gemma Team, "Gemma 2", 2024.
 
+    >>> from jloss import mean
     >>> hidden, matrix = jnp.ones((3, 4)), jnp.zeros((4, 5))
     >>> loss = linear_softmax_cross_entropy(hidden, matrix, jnp.array([0, 1, 4]), reduction=mean)
     >>> print(f"{loss:.4f}")
@@ -116,7 +117,14 @@ def linear_softmax_cross_entropy(
         known = known_by(implementation, plans, hidden, head, y)
         values = nan_unless(y.known, cross_entropy(known, jnp.ones_like(known.log_prob), factors))
         return finish(values, reduction, where=y.rows, weights=y.weights)
-    return reduced_inside(plans, hidden, head, y, factors, end, axes)
+
+    def weighted_sum(weights):
+        tokens = together(plans, hidden, head, y)
+        shares = flat(nan_unless(y.known, weights), weights.ndim)
+        _, *given = alike(tokens, shares, factors, but=axis_of(plans))
+        return summed(plans, cross_entropy, *tokens, *given)
+
+    return reduced_inside(weighted_sum, y.number.shape, y.rows, y.weights, like.dtype, end, axes)
 
 
 def linear_log_probs(
@@ -177,27 +185,40 @@ def through_the_door(
     axis_name: str | None,
 ) -> tuple[Array, Head, Labels]:
     """The door in: hidden states, 0 where deleted; the head, its numbers within their bounds."""
-    (x, _), matrix = consumed("hidden", hidden, -1), as_array("matrix", head.matrix)
+    x, head = head_on("", hidden, head, transposed)
+    classes = classes_of(head, transposed, axis_name)
+    y = labelled(labels, (*x.shape[:-1], classes), (x.ndim - 1,), where, weights, class_weights)
+    if y.classes is not None:
+        raise ValueError("`where` deletes tokens here: to forbid a class, give it a bias of -inf")
+    y = y._replace(number=y.number.astype(jnp.int32))
+    return blank(x, y.rows, axis=(x.ndim - 1,)), head, y
+
+
+def head_on(whose: str, hidden: ArrayLike, head: Head, transposed: bool) -> tuple[Array, Head]:
+    """Hidden states and the head that they go to, which is to fit them."""
+    (x, _), matrix = consumed(f"{whose}hidden", hidden, -1), as_array(f"{whose}matrix", head.matrix)
     for name, array in (("hidden", x), ("matrix", matrix)):
-        message = f"`{name}` should be floating, but is {array.dtype}: cast it first"
+        message = f"`{whose}{name}` should be floating, but is {array.dtype}: cast it first"
         chex.assert_type(array, jnp.floating, custom_message=message, exception_type=TypeError)
     x, matrix = (a.astype(jnp.float32) if a.dtype.itemsize == 1 else a for a in (x, matrix))
     size = matrix.shape[0 if transposed else -1] if matrix.ndim else 0
     layout = (size, x.shape[-1]) if transposed else (x.shape[-1], size)
     other = "drop `transposed`" if transposed else "for [vocabulary, hidden] say `transposed=True`"
-    expect_shape("matrix", matrix, layout, f"hidden states have {x.shape[-1]} features; {other}")
-    bias = None if head.bias is None else as_array("bias", head.bias)
+    hint = f"hidden states have {x.shape[-1]} features; {other}"
+    expect_shape(f"{whose}matrix", matrix, layout, hint)
+    bias = None if head.bias is None else as_array(f"{whose}bias", head.bias)
     if bias is not None:
-        expect_shape("bias", bias, (size,))
-    classes = size * (1 if axis_name is None else jax.lax.axis_size(axis_name))
-    y = labelled(labels, (*x.shape[:-1], classes), (x.ndim - 1,), where, weights, class_weights)
-    if y.classes is not None:
-        raise ValueError("`where` deletes tokens here: to forbid a class, give it a bias of -inf")
+        expect_shape(f"{whose}bias", bias, (size,))
     like = jnp.zeros((), wide(x.dtype))
     above_0 = lambda name, v: None if v is None else hyperparameter(name, v, like, above=0)
-    cap, heat = above_0("soft_cap", head.soft_cap), above_0("temperature", head.temperature)
-    y = y._replace(number=y.number.astype(jnp.int32))
-    return blank(x, y.rows, axis=(x.ndim - 1,)), Head(matrix, bias, cap, heat), y
+    cap = above_0(f"{whose}soft_cap", head.soft_cap)
+    return x, Head(matrix, bias, cap, above_0("temperature", head.temperature))
+
+
+def classes_of(head: Head, transposed: bool, axis_name: str | None) -> int:
+    """How many there are on all devices."""
+    local = head.matrix.shape[0 if transposed else 1]
+    return local * (1 if axis_name is None else jax.lax.axis_size(axis_name))
 
 
 def plans_for(
@@ -205,17 +226,12 @@ def plans_for(
 ) -> Plans:
     """For this vocabulary; a matrix that devices may share is not cut into tiles but by them."""
     local = head.matrix.shape[0 if transposed else 1]
-    classes = local * (1 if axis_name is None else jax.lax.axis_size(axis_name))
+    classes = classes_of(head, transposed, axis_name)
     given = {"local": local, "classes": classes, "axis_name": axis_name}
     given |= {"transposed": transposed, "wanted": wanted}
     shared = jax.device_count() > 1 and not jax.sharding.get_abstract_mesh().manual_axes
     on_cpu = ON_CPU | ({"tile": local} if shared else {})
     return Plans(Plan(**on_cpu, **given), Plan(**ELSEWHERE, **given))
-
-
-def flat(array: Array, axes: int) -> Array:
-    """The first axes as one, of tokens."""
-    return array.reshape(-1, *array.shape[axes:])
 
 
 def together(plans: Plans, hidden: Array, head: Head, y: Labels) -> tuple[Array, Head, Array]:
@@ -254,26 +270,3 @@ def cross_entropy(
     if of_z is not None:
         values += of_z * known.logsumexp**2
     return product(weights, values)
-
-
-def end_of(reduction: Any) -> tuple[Any, Any]:
-    """`mean`, `sum` or `tally` and the axis names it was given; None for any other reduction."""
-    names = None
-    if isinstance(reduction, functools.partial) and set(reduction.keywords) == {"axis_name"}:
-        names, reduction = reduction.keywords["axis_name"], reduction.func
-    return (reduction if reduction in (mean, total, tally) else None), names
-
-
-def reduced_inside(
-    plans: Plans, hidden: Array, head: Head, y: Labels, factors: Any, end: Any, axes: Any
-) -> Any:
-    """The reduction of the cross-entropy, by a sum over tokens of shares that are known before."""
-    ones = jnp.ones(y.number.shape, wide(hidden.dtype))
-    weights = finish(ones, each, where=y.rows, weights=y.weights)
-    count = finish(ones, functools.partial(tally, axis_name=axes), where=y.rows, weights=y.weights)
-    weights = nan_unless(y.known, count.divide(weights) if end is mean else weights)
-    tokens = together(plans, hidden, head, y)
-    _, weights, factors = alike(tokens, flat(weights, weights.ndim), factors, but=axis_of(plans))
-    result: Any = summed(plans, cross_entropy, *tokens, weights, factors)
-    result = result if axes is None else jax.lax.psum(result, axes)
-    return Tally(result, count.weight) if end is tally else result
