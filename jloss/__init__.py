@@ -4,6 +4,12 @@ from jloss import metrics as metrics
 from jloss import training as training
 from jloss._core.checks import checked as checked
 from jloss.fused.chunks import chunked as chunked
+from jloss.fused.distillation import LinearTeacher as LinearTeacher
+from jloss.fused.distillation import TopKTeacher as TopKTeacher
+from jloss.fused.distillation import (
+    linear_jensen_shannon_divergence as linear_jensen_shannon_divergence,
+)
+from jloss.fused.distillation import linear_kl_divergence as linear_kl_divergence
 from jloss.fused.linear import linear_log_probs as linear_log_probs
 from jloss.fused.linear import linear_softmax_cross_entropy as linear_softmax_cross_entropy
 from jloss.losses.binary import binary_cross_entropy as binary_cross_entropy

@@ -287,12 +287,37 @@ def of_logits(x, y, **doors):
     return jloss.linear_softmax_cross_entropy(x, identity, y, **doors)
 
 
+def between_logits(loss):
+    """The divergence between two linear layers whose logits are their hidden states."""
+
+    def of_hidden(x, y, **doors):
+        ours, theirs = (np.eye(*np.shape(a)[-1:] or (1,), dtype=np.float32) for a in (x, y))
+        return loss(x, ours, jloss.LinearTeacher(y, theirs), **doors)
+
+    return of_hidden
+
+
+def of_softmax(divergence):
+    return lambda x, y: divergence(*([-surprise(v, j) for j in range(len(v))] for v in (x, y)))
+
+
+def kl_of_logs(log_q, log_p):
+    return mp.fsum(mp.exp(p) * (p - q) for q, p in zip(log_q, log_p))
+
+
 integer_ce = jloss.softmax_cross_entropy_with_integer_labels
 binary_ce = jloss.sigmoid_binary_cross_entropy
 vector = {"event": (CLASSES,), "classes_exchange": True}
 of_labels = {**vector, "names": ("logits", "labels"), "bad": (-1, -100, CLASSES, 10**6)}
 of_bits = {"names": ("logits", "labels"), "bad": (2, -1)}
 of_signs = {"names": ("predictor_outputs", "targets"), "bad": (0, 2)}
+of_two_heads = {
+    **vector,
+    "names": ("hidden", "teacher.hidden"),
+    "any_axis": False,
+    "class_masks": False,
+    "reverse_only": True,
+}
 of_scores = {**of_labels, "names": ("scores", "labels")}
 of_counts = {**of_labels, "classes_exchange": False}
 of_logs = {"domain": within_8, "names": ("log_predictions", "targets")}
@@ -365,6 +390,21 @@ CATALOG: dict[str, Row] = {
             "label_smoothing": (0.1, 1.5),
             "z_loss": (1e-3, np.nan),
         },
+    ),
+    "linear_kl_divergence": Row(
+        between_logits(jloss.linear_kl_divergence),
+        of_softmax(kl_of_logs),
+        number,
+        **of_two_heads,
+        hyperparameters={"temperature": (2.0, -1.0)},
+    ),
+    "linear_jensen_shannon_divergence": Row(
+        between_logits(jloss.linear_jensen_shannon_divergence),
+        of_softmax(lambda log_q, log_p: jensen_shannon(log_q, [mp.exp(v) for v in log_p])),
+        small_number,
+        **of_two_heads,
+        domain=within_8,  # far out, slopes in classes that matter to neither cancel
+        hyperparameters={"temperature": (2.0, -1.0), "beta": (0.3, 1.5)},
     ),
     "sigmoid_binary_cross_entropy": Row(
         binary_ce,
