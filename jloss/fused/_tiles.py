@@ -133,8 +133,8 @@ def start_of(plan: Plan, i: Array) -> Array:
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3))
 def columns(array: Array, start: Array, size: int, axis: int) -> Array:
-    """A slice inside a loop; of two bytes as integers, or the CPU's compiler widens all of it."""
-    if array.dtype.itemsize != 2:
+    """A slice inside a loop; of two bytes as integers, or jax 0.10 on CPU widens all of it."""
+    if array.dtype.itemsize != 2 or jax.__version_info__ >= (0, 11):
         return lax.dynamic_slice_in_dim(array, start, size, axis)
     bits = lax.bitcast_convert_type(array, jnp.uint16)
     return lax.bitcast_convert_type(lax.dynamic_slice_in_dim(bits, start, size, axis), array.dtype)
