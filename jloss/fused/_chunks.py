@@ -8,8 +8,9 @@ differentiated; the rest is `fixed`.
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -34,6 +35,21 @@ class Plans(NamedTuple):
             return f(self.cpu, *given)
         by_platform = {name: functools.partial(f, plan) for name, plan in self._asdict().items()}
         return lax.platform_dependent(*given, **by_platform)
+
+
+@contextlib.contextmanager
+def reverse_only() -> Iterator[None]:
+    """Says what to do instead where forward mode meets a rule for reverse mode.
+
+    (Under `jit` JAX differentiates after this has run, and says what it says.)
+    """
+    try:
+        yield
+    except TypeError as error:
+        if "custom_vjp" not in str(error):
+            raise
+        message = 'forward-mode differentiation (`jvp`) takes `implementation="plain"`'
+        raise TypeError(message) from error
 
 
 def alike(*trees: Any, but: str | None = None) -> Any:
@@ -181,18 +197,29 @@ def flat(array: Array, axes: int) -> Array:
 
 
 def split(array: Array, chunks: int, repeat: bool) -> Array:
-    """[tokens, ...] to [chunks, tokens in each, ...], by stride: each chunk has some of a shard."""
+    """[tokens, ...] to [chunks, tokens in each, ...]; where devices may share the tokens by stride.
+
+    Then each chunk has some of every device's; otherwise nothing needs to be copied.
+    """
     tokens = array.shape[0]
     symbolic = not isinstance(tokens, int)
     more = 0 if symbolic else -tokens % chunks if tokens else chunks
     by = (0, more), *((0, 0) for _ in array.shape[1:])
     array = jnp.pad(array, by, mode="edge" if repeat and tokens else "constant") if more else array
-    return array.reshape(-1, chunks, *array.shape[1:]).swapaxes(0, 1)
+    if shared():
+        return array.reshape(-1, chunks, *array.shape[1:]).swapaxes(0, 1)
+    return array.reshape(chunks, -1, *array.shape[1:])
 
 
 def joined(array: Array, tokens: int) -> Array:
     """What `split` has split."""
-    return array.swapaxes(0, 1).reshape(-1, *array.shape[2:])[:tokens]
+    array = array.swapaxes(0, 1) if shared() else array
+    return array.reshape(-1, *array.shape[2:])[:tokens]
+
+
+def shared() -> bool:
+    """Whether an array may lie on several devices, unknown to its shape."""
+    return jax.device_count() > 1 and not jax.sharding.get_abstract_mesh().manual_axes
 
 
 def no_gradients(arrays: Any) -> Any:

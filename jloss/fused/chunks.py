@@ -13,7 +13,17 @@ from jax.sharding import PartitionSpec as P
 from jax.typing import ArrayLike
 
 from jloss._core.inputs import as_array, blank, expect_shape, floats, masks
-from jloss.fused._chunks import Given, Plans, alike, apart, flat, mapped, number_of, weighted_sum
+from jloss.fused._chunks import (
+    Given,
+    Plans,
+    alike,
+    apart,
+    flat,
+    mapped,
+    number_of,
+    reverse_only,
+    weighted_sum,
+)
 from jloss.fused._ends import end_of, reduced_inside
 from jloss.reduction import R, Reduction, each, finish
 
@@ -98,12 +108,14 @@ def in_chunks(
     if implementation == "plain":
         values: Any = jax.checkpoint(f)(given.params, *given.tokens)
     elif end is None or implementation == "recompute":
-        values = mapped(plans, f, *apart(over_devices(given)[0]))
+        with reverse_only():
+            values = mapped(plans, f, *apart(over_devices(given)[0]))
     else:
 
         def total(shares):
             everywhere, shares = over_devices(given, flat(shares, len(batch)))
-            return weighted_sum(plans, f, *apart(everywhere), shares)
+            with reverse_only():
+                return weighted_sum(plans, f, *apart(everywhere), shares)
 
         return reduced_inside(total, batch, rows, weights, dtype, end, axes)
     return finish(values.reshape(batch), reduction, where=rows, weights=weights)

@@ -21,7 +21,7 @@ from jloss._core.checks import nan_unless
 from jloss._core.classes import Labels, labelled
 from jloss._core.inputs import as_array, blank, consumed, expect_shape, hyperparameter
 from jloss._core.numerics import product
-from jloss.fused._chunks import Plans, alike, flat
+from jloss.fused._chunks import Plans, alike, flat, reverse_only, shared
 from jloss.fused._ends import end_of, reduced_inside
 from jloss.fused._strategies import log_probs, plain, summed
 from jloss.fused._tiles import EXTRA, Head, LogProbs, Plan, wide
@@ -122,9 +122,65 @@ def linear_softmax_cross_entropy(
         tokens = together(plans, hidden, head, y)
         shares = flat(nan_unless(y.known, weights), weights.ndim)
         _, *given = alike(tokens, shares, factors, but=axis_of(plans))
-        return summed(plans, cross_entropy, *tokens, *given)
+        with reverse_only():
+            return summed(plans, cross_entropy, *tokens, *given)
 
     return reduced_inside(weighted_sum, y.number.shape, y.rows, y.weights, like.dtype, end, axes)
+
+
+def linear_token_log_probs(
+    hidden: Float[ArrayLike, "*batch hidden"],
+    matrix: Float[ArrayLike, "hidden vocabulary"],
+    labels: Int[ArrayLike, "*batch"],
+    *,
+    bias: Float[ArrayLike, "vocabulary"] | None = None,
+    soft_cap: Real[ArrayLike, ""] | None = None,
+    temperature: Real[ArrayLike, ""] | None = None,
+    transposed: bool = False,
+    axis_name: str | None = None,
+    implementation: Literal["recompute", "plain"] | None = None,
+    where: Bool[ArrayLike, "..."] | None = None,
+) -> Float[Array, "*batch"]:
+    r"""What a model gives the tokens that were said: for preference and policy losses.
+
+    $$\log \pi_y = \log \operatorname{softmax}(x)_y$$
+
+    The `log_prob` of `linear_log_probs` without the price of the rest. With the prompt deleted by
+    `where`, its sum over a sequence is the log-probability of the answer; its difference from that
+    of the model which said it, the logarithm of the importance ratio.
+
+    Args:
+        hidden, matrix, labels, bias, soft_cap, temperature, transposed, axis_name, implementation:
+            as in `linear_softmax_cross_entropy`.
+        where: which tokens are there; those of the others are 0.
+
+    Returns:
+        The shape of the labels, in float32 at least.
+
+    Raises:
+        ValueError: for shapes that do not fit.
+        TypeError: for hidden states that are not floating or labels that are not integers.
+
+    A label outside [0, vocabulary) gives NaN, in value and gradient of its own token.
+
+    >>> where = jnp.array([[False, True, True]])
+    >>> said = linear_token_log_probs(
+    ...     jnp.ones((1, 3, 4)), jnp.zeros((4, 5)), jnp.array([[0, 1, 4]]), where=where)
+    >>> print(f"{jnp.sum(said):.4f}")
+    -3.2189
+    """
+    return 0 - linear_softmax_cross_entropy(
+        hidden,
+        matrix,
+        labels,
+        bias=bias,
+        soft_cap=soft_cap,
+        temperature=temperature,
+        transposed=transposed,
+        axis_name=axis_name,
+        implementation=implementation,
+        where=where,
+    )
 
 
 def linear_log_probs(
@@ -229,8 +285,7 @@ def plans_for(
     classes = classes_of(head, transposed, axis_name)
     given = {"local": local, "classes": classes, "axis_name": axis_name}
     given |= {"transposed": transposed, "wanted": wanted}
-    shared = jax.device_count() > 1 and not jax.sharding.get_abstract_mesh().manual_axes
-    on_cpu = ON_CPU | ({"tile": local} if shared else {})
+    on_cpu = ON_CPU | ({"tile": local} if shared() else {})
     return Plans(Plan(**on_cpu, **given), Plan(**ELSEWHERE, **given))
 
 
@@ -254,7 +309,8 @@ def known_by(
     hidden, head, labels = together(plans, hidden, head, y)
     by_rule = implementation != "plain"
     engine = functools.partial(log_probs, plans) if by_rule else functools.partial(plain, plans.cpu)
-    known = engine(hidden, head, labels)
+    with reverse_only():
+        known = engine(hidden, head, labels)
     return jax.tree.map(lambda a: a.reshape(y.number.shape), known)
 
 

@@ -11,6 +11,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jloss
+from jloss.fused import _chunks
 
 D, CLASSES = 8, 11
 
@@ -58,7 +59,12 @@ def both(labels, implementation=None, chunk=8, f=surprise, **doors):
     ],
 )
 @pytest.mark.parametrize(("tokens", "chunk"), [(37, 8), (32, 16), (3, 8), (0, 4)])
-def test_chunks_change_nothing(implementation, reduction, tokens, chunk):
+@pytest.mark.parametrize("devices_share", [True, False])
+def test_chunks_change_nothing(
+    monkeypatch, implementation, reduction, tokens, chunk, devices_share
+):
+    """By stride, and one after the other."""
+    monkeypatch.setattr(_chunks, "shared", lambda: devices_share)
     *given, labels = data(tokens)
     doors = {"weights": jnp.linspace(0.5, 2, tokens), "reduction": reduction}
     chunks, at_once = both(labels, implementation, chunk, **doors)
@@ -124,6 +130,9 @@ def test_forward_mode_is_plain():
     *given, labels = data(8)
     chunks, at_once = both(labels, "plain")
     close(jax.jvp(chunks, given, given)[1], jax.jvp(at_once, given, given)[1])
+    for reduction in (jloss.mean, jloss.each):
+        with pytest.raises(TypeError, match='`implementation="plain"`'):
+            jax.jvp(both(labels, reduction=reduction)[0], given, given)
 
 
 @pytest.mark.parametrize("implementation", [None, "recompute"])
