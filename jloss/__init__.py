@@ -12,6 +12,7 @@ from jloss.fused.distillation import (
 from jloss.fused.distillation import linear_kl_divergence as linear_kl_divergence
 from jloss.fused.linear import linear_log_probs as linear_log_probs
 from jloss.fused.linear import linear_softmax_cross_entropy as linear_softmax_cross_entropy
+from jloss.fused.linear import linear_token_log_probs as linear_token_log_probs
 from jloss.losses.binary import binary_cross_entropy as binary_cross_entropy
 from jloss.losses.binary import sigmoid_binary_cross_entropy as sigmoid_binary_cross_entropy
 from jloss.losses.binary import sigmoid_focal_loss as sigmoid_focal_loss

@@ -255,8 +255,9 @@ def test_forward_mode_is_plain():
     )
     slope = jax.grad(f(None))(w)
     close(jax.jvp(f("plain"), (w,), (w,))[1], jnp.vdot(slope, w))
-    with pytest.raises(TypeError, match="custom_vjp"):
-        jax.jvp(f(None), (w,), (w,))
+    for implementation in (None, "recompute"):
+        with pytest.raises(TypeError, match='`implementation="plain"`'):
+            jax.jvp(f(implementation), (w,), (w,))
 
 
 def test_vmap_and_remat_change_nothing():
@@ -398,6 +399,18 @@ def test_wrong_arguments_are_told_by_name(change, error, told):
     given = {"hidden": x, "matrix": w, "labels": y} | change
     with pytest.raises(error, match=re.escape(told)):
         jloss.linear_softmax_cross_entropy(**given)
+
+
+def test_what_was_said_is_known_of_its_tokens():
+    x, w, y = data(6, 11)
+    where = jnp.arange(6) < 4
+    y = jnp.where(where, y, -100)
+    said = functools.partial(jloss.linear_token_log_probs, matrix=w, labels=y, where=where)
+    known = functools.partial(jloss.linear_log_probs, matrix=w, labels=y, where=where)
+    close(said(x), known(x).log_prob)
+    assert not jnp.signbit(said(x)[4:]).any()
+    slope = lambda f: jax.grad(lambda x: jnp.vdot(f(x), f(x)))(x)
+    close(slope(said), slope(lambda x: known(x).log_prob))
 
 
 def test_deleted_tokens_are_known_as_nothing():
