@@ -284,6 +284,19 @@ def test_memory_does_not_grow_with_tokens_times_vocabulary(implementation):
     assert compiled.memory_analysis().temp_size_in_bytes < tokens * classes * 4 / 4
 
 
+@pytest.mark.parametrize("implementation", [None, "recompute"])
+def test_a_gradient_that_nobody_takes_is_not_computed(implementation):
+    """One product of three, or of four."""
+    f = lambda x, w, y: jloss.linear_softmax_cross_entropy(
+        x, w, y, implementation=implementation, reduction=jloss.mean
+    )
+    work = lambda of: (
+        jax.jit(jax.grad(f, of)).lower(*data(64, 256)).compile().cost_analysis()["flops"]
+    )
+    assert work(0) < 0.85 * work((0, 1))
+    assert work(1) < 0.85 * work((0, 1))
+
+
 @pytest.mark.parametrize("size", [1, 7, 16, 33, 50257, 50304, 128256])
 @pytest.mark.parametrize("wanted", [1, 32, 2048])
 def test_tiles_cover_the_vocabulary_and_overlap_only_at_its_end(size, wanted):
