@@ -1,11 +1,12 @@
 """What does cross-entropy cost from the hidden states on, if the logits are never built?
 
-The mean over tokens of the cross-entropy of hidden states [tokens, 512] times a matrix [512,
+The mean over tokens of the cross-entropy of hidden states [tokens, hidden] times a matrix [hidden,
 vocabulary], value and gradient of both: made with the loss ("jloss"), or with the logits computed
 again ("jloss recompute"); and the value alone.
 
 Peers: the logits in float32 and optax's cross-entropy, which is what most trainers write; tokamax;
-torch's linear and cross_entropy, on accelerators also by torch.compile, and Liger's fused loss.
+torch's linear and cross_entropy, and its linear_cross_entropy in chunks; on accelerators also by
+torch.compile, and Liger's fused loss.
 Floor: hidden states and matrix read once, their gradients written once. FLOP: 2 for each of tokens
 x hidden x vocabulary and product; three products, where the logits are computed again four.
 Check: the textbook in float64, at logits of standard deviation 6; exact is a relative error up to
@@ -21,11 +22,22 @@ import optax
 import jloss
 from benchmarks.competitors import Case, Jitted, Torch, torch_compiled
 
-HIDDEN = {"quick": 64, "cpu": 512, "accelerator": 4096}
-SIZES = {  # tokens, vocabulary
-    "quick": [(256, 4096)],
-    "cpu": [(2048, 32768), (1024, 32768), (4096, 32768), (2048, 8192), (2048, 50257)],
-    "accelerator": [(4096, 128256), (16384, 128256), (32768, 128256), (16384, 32768)],
+SIZES = {  # tokens, hidden, vocabulary; the first at which the value alone is asked too
+    "quick": [(256, 64, 4096)],
+    "cpu": [
+        (2048, 512, 32768),
+        (1024, 512, 32768),
+        (4096, 512, 32768),
+        (2048, 512, 8192),
+        (2048, 512, 50257),
+        (4096, 768, 50304),
+    ],
+    "accelerator": [
+        (4096, 4096, 128256),
+        (16384, 4096, 128256),
+        (32768, 4096, 128256),
+        (16384, 4096, 32768),
+    ],
 }
 
 
@@ -65,6 +77,13 @@ def of_torch(torch, x, w, y):
     return torch.nn.functional.cross_entropy(logits, y)
 
 
+def by_torch_in_chunks(torch, x, w, y):
+    from torch.nn.modules.linear_cross_entropy_options import LinearCrossEntropyOptions
+
+    options = LinearCrossEntropyOptions()
+    return torch.nn.functional.linear_cross_entropy(x, w.T, y, options=options)
+
+
 def by_liger(torch, x, w, y):
     from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
 
@@ -73,13 +92,15 @@ def by_liger(torch, x, w, y):
 
 
 def torch_gradients(loss, compiled=False):
-    def make(torch, x, w, y):
+    """In hidden states and matrix, of `loss(torch, hidden states, matrix, ...)`."""
+
+    def make(torch, x, w, *others):
         x, w = x.requires_grad_(), w.requires_grad_()
         scalar = functools.partial(loss, torch)
         scalar = torch_compiled(torch, scalar) if compiled else scalar
 
         def call():
-            value = scalar(x, w, y)
+            value = scalar(x, w, *others)
             return value.detach(), torch.autograd.grad(value, (x, w))
 
         return call
@@ -96,6 +117,7 @@ def case(tokens, hidden, vocabulary, dtype, scale):
         "optax": gradients(of_logits),
         "tokamax": gradients(by_tokamax),
         "torch": torch_gradients(of_torch),
+        "torch in chunks": torch_gradients(by_torch_in_chunks),
     }
     if scale == "accelerator":
         rivals["torch compiled"] = torch_gradients(of_torch, compiled=True)
@@ -128,7 +150,6 @@ def value_alone(tokens, hidden, vocabulary, dtype):
 
 def cases(scale):
     for dtype in ("float32", "bfloat16"):
-        for tokens, vocabulary in SIZES[scale]:
-            yield case(tokens, HIDDEN[scale], vocabulary, dtype, scale)
-        tokens, vocabulary = SIZES[scale][0]
-        yield value_alone(tokens, HIDDEN[scale], vocabulary, dtype)
+        for sizes in SIZES[scale]:
+            yield case(*sizes, dtype, scale)
+        yield value_alone(*SIZES[scale][0], dtype)
