@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -107,8 +108,8 @@ def _mapped_fwd(plans, f, *given):
 
 
 def _mapped_bwd(plans, f, given, by):
-    _, of_floating = plans.run(functools.partial(values_and_slopes, f), *given, by)
-    return of_floating, None
+    _, slopes = plans.run(functools.partial(values_and_slopes, f), *given, by)
+    return Given(as_given(slopes.params, given[0].params), slopes.tokens), None
 
 
 mapped.defvjp(_mapped_fwd, _mapped_bwd)
@@ -123,15 +124,16 @@ def weighted_sum(
 
 
 def _weighted_sum_fwd(plans, f, floating, fixed, weights):
-    given = floating, fixed, weights
+    size = size_of(weights)
+    given = floating, fixed, weights / size
     values, slopes = plans.run(functools.partial(values_and_slopes, f), *given)
-    return jnp.sum(product(weights, values)), (slopes, values)
+    return jnp.sum(product(weights, values)), (slopes, values, size, floating.params)
 
 
-def _weighted_sum_bwd(plans, f, slopes, by):
-    times = lambda a: (a.astype(by.dtype) * by).astype(a.dtype)
-    of_floating, of_weights = jax.tree.map(times, slopes)
-    return of_floating, None, of_weights
+def _weighted_sum_bwd(plans, f, residuals, by):
+    slopes, values, size, params = residuals
+    of_params, of_tokens = scaled(slopes, by * size)
+    return Given(as_given(of_params, params), of_tokens), None, values * by
 
 
 weighted_sum.defvjp(_weighted_sum_fwd, _weighted_sum_bwd)
@@ -140,7 +142,7 @@ weighted_sum.defvjp(_weighted_sum_fwd, _weighted_sum_bwd)
 def values_of(f: Callable[..., Array], chunk: int, floating: Given, fixed: Given) -> Array:
     """Of all tokens."""
     given = whole(floating, fixed)
-    ks, part = chunks_of(chunk, given.tokens, repeat=True)
+    ks, part = chunks_of(chunk_count(chunk, given.tokens), given.tokens, repeat=True)
     # By the forward half of a rule that `f` may hold: unlike the rule, it takes forward mode.
     of_chunk = lambda k: jax.vjp(lambda p: f(p, *part(k)[0]), given.params)[0]
     _, values = lax.scan(lambda _, k: (None, of_chunk(k)), None, ks)
@@ -150,9 +152,10 @@ def values_of(f: Callable[..., Array], chunk: int, floating: Given, fixed: Given
 def values_and_slopes(
     f: Callable[..., Array], chunk: int, floating: Given, fixed: Given, by: Array
 ) -> tuple[Array, Given]:
-    """Of all tokens, the slopes multiplied by `by` [tokens]."""
-    ks, part = chunks_of(chunk, floating.tokens, fixed.tokens, repeat=True)
-    _, part_of_by = chunks_of(chunk, by)
+    """Of all tokens, the slopes multiplied by `by` [tokens]; in parameters in float32 at least."""
+    count = chunk_count(chunk, (floating.tokens, fixed.tokens))
+    ks, part = chunks_of(count, floating.tokens, fixed.tokens, repeat=True)
+    _, part_of_by = chunks_of(count, by)
 
     def step(so_far, k):
         (mine, others), (factors,) = part(k), part_of_by(k)
@@ -168,7 +171,7 @@ def values_and_slopes(
 
     of_params, of_all = lax.scan(step, no_gradients(floating.params), ks)
     values, of_tokens = jax.tree.map(lambda a: joined(a, number_of(by)), of_all)
-    return values, Given(as_given(of_params, floating.params), of_tokens)
+    return values, Given(of_params, of_tokens)
 
 
 def number_of(tokens: Any) -> int:
@@ -177,18 +180,30 @@ def number_of(tokens: Any) -> int:
 
 
 def chunks_of(
-    chunk: int, *trees: Any, repeat: bool = False
+    count: int, *trees: Any, repeat: bool = False
 ) -> tuple[Array, Callable[[Array], Any]]:
     """The numbers of the chunks, and what gives the tokens of one.
 
     What fills the last is 0, or repeats a token.
     """
-    tokens = number_of(trees)
-    count = tiling(tokens, chunk)[0] if isinstance(tokens, int) else 1  # of symbolic shape
     parts = jax.tree.map(lambda a: split(a, count, repeat), trees)
     return jnp.arange(count, dtype=jnp.int32), lambda k: jax.tree.map(
         lambda a: columns(a, k, 1, 0)[0], parts
     )
+
+
+def chunk_count(chunk: int, trees: Any) -> int:
+    """Of tokens [tokens, ...]; on an Explicit mesh it divides what each device has of them."""
+    tokens, there = number_of(trees), jax.typeof(jax.tree.leaves(trees)[0]).sharding
+    if not isinstance(tokens, int):  # of symbolic shape
+        return 1
+    count, _ = tiling(tokens, chunk)
+    if AxisType.Explicit not in there.mesh.axis_types or there.spec[0] is None:
+        return count
+    axes = there.spec[0] if isinstance(there.spec[0], tuple) else (there.spec[0],)
+    own = tokens // math.prod(there.mesh.shape[a] for a in axes)
+    divisors = (n for n in range(1, own + 1) if own % n == 0)
+    return min(divisors, key=lambda n: abs(math.log(n / count)), default=1)
 
 
 def flat(array: Array, axes: int) -> Array:
@@ -225,6 +240,19 @@ def shared() -> bool:
 def no_gradients(arrays: Any) -> Any:
     """To add to, in float32 at least."""
     return jax.tree.map(lambda a: zeros_as(a, wide(a.dtype)), arrays)
+
+
+def size_of(weights: Array) -> Array:
+    """Of the largest, a power of two: what slopes made from weights in half precision may lack."""
+    largest = jnp.max(jnp.abs(lax.stop_gradient(weights)), initial=0)
+    usual = (largest > 0) & jnp.isfinite(largest)
+    _, exponent = jnp.frexp(jnp.where(usual, largest, 1))
+    return jnp.ldexp(jnp.ones_like(largest), exponent)
+
+
+def scaled(slopes: Any, by: Array) -> Any:
+    """In their own dtypes, but multiplied in that of the factor."""
+    return jax.tree.map(lambda a: (a.astype(by.dtype) * by).astype(a.dtype), slopes)
 
 
 def as_given(gradients: Any, given: Any) -> Any:

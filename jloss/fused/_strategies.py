@@ -16,7 +16,16 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jloss.fused._chunks import Plans, as_given, chunks_of, joined, no_gradients
+from jloss.fused._chunks import (
+    Plans,
+    as_given,
+    chunk_count,
+    chunks_of,
+    joined,
+    no_gradients,
+    scaled,
+    size_of,
+)
 from jloss.fused._tiles import (
     Head,
     LogProbs,
@@ -61,21 +70,24 @@ def summed(
     hidden: Array,
     head: Head,
     labels: Array,
-    each: Any,
+    weights: Array,
     every: Any,
 ) -> Array:
-    """The sum of `loss(known, each, every)`: of arrays by token, and of numbers for all."""
-    return plans.run(functools.partial(sum_alone, loss), hidden, head, labels, each, every)
+    """The sum of `loss(known, weights, every)`: of a weight for each token, and numbers for all."""
+    return plans.run(functools.partial(sum_alone, loss), hidden, head, labels, weights, every)
 
 
-def _summed_fwd(plans, loss, *given):
-    return plans.run(functools.partial(sum_and_slopes, loss), *given)
+def _summed_fwd(plans, loss, hidden, head, labels, weights, every):
+    size = size_of(weights)
+    given = hidden, head, labels, weights, every
+    total, slopes = plans.run(functools.partial(sum_and_slopes, loss), *given, 1 / size)
+    return total, (slopes, size, head)
 
 
-def _summed_bwd(plans, loss, slopes, by):
-    times = lambda a: (a.astype(by.dtype) * by).astype(a.dtype)
-    of_hidden, of_head, of_each, of_every = jax.tree.map(times, slopes)
-    return of_hidden, of_head, None, of_each, of_every
+def _summed_bwd(plans, loss, residuals, by):
+    slopes, size, head = residuals
+    of_hidden, of_head, of_weights, of_every = scaled(slopes, by * size)
+    return of_hidden, as_given(of_head, head), None, of_weights, of_every
 
 
 summed.defvjp(_summed_fwd, _summed_bwd)
@@ -83,7 +95,7 @@ summed.defvjp(_summed_fwd, _summed_bwd)
 
 def softmaxes(plan: Plan, hidden: Array, head: Head, labels: Array) -> Softmax:
     """Of each token."""
-    ks, tokens = chunks_of(plan.chunk, hidden, labels)
+    ks, tokens = chunks_of(chunk_count(plan.chunk, hidden), hidden, labels)
 
     def step(_, k):
         x, y = tokens(k)
@@ -97,7 +109,7 @@ def slopes_of_log_probs(
     plan: Plan, hidden: Array, head: Head, labels: Array, softs: Softmax, by: LogProbs
 ) -> tuple[Array, Head]:
     """The gradients in hidden states and head."""
-    ks, tokens = chunks_of(plan.chunk, hidden, labels, softs, by)
+    ks, tokens = chunks_of(chunk_count(plan.chunk, hidden), hidden, labels, softs, by)
 
     def step(of_head, k):
         x, y, soft, slopes = tokens(k)
@@ -109,10 +121,10 @@ def slopes_of_log_probs(
 
 
 def sum_alone(
-    loss: Callable, plan: Plan, hidden: Array, head: Head, labels: Array, each: Any, every: Any
+    loss: Callable, plan: Plan, hidden: Array, head: Head, labels: Array, weights: Array, every: Any
 ) -> Array:
     """Without its gradients."""
-    ks, tokens = chunks_of(plan.chunk, hidden, labels, each)
+    ks, tokens = chunks_of(chunk_count(plan.chunk, hidden), hidden, labels, weights)
 
     def step(total, k):
         x, y, mine = tokens(k)
@@ -123,19 +135,20 @@ def sum_alone(
 
 
 def sum_and_slopes(
-    loss: Callable, plan: Plan, hidden: Array, head: Head, labels: Array, each: Any, every: Any
-) -> tuple[Array, tuple]:
-    """With its gradients in all but the labels."""
-    ks, tokens = chunks_of(plan.chunk, hidden, labels, each)
+    loss: Callable, plan: Plan, hidden: Array, head: Head, labels: Array, weights: Array,
+    every: Any, by: Array,
+) -> tuple[Array, tuple]:  # fmt: skip
+    """With its gradients in all but the labels, times `by`; in the head in float32 at least."""
+    ks, tokens = chunks_of(chunk_count(plan.chunk, hidden), hidden, labels, weights)
     scalar = lambda *given: jnp.sum(loss(*given))
 
     def step(carry, k):
         (total, of_head, of_every), (x, y, mine) = carry, tokens(k)
         soft, kept = forward(plan, x, head, y, keep=True)
         value, pull = jax.vjp(scalar, soft.known, mine, every)
-        by, of_mine, more = pull(jnp.ones_like(value))
-        by = by._replace(argmax=None)
-        of_x, of_head = backward(plan, x, head, y, soft, by, kept, of_head)
+        of_known, of_mine, more = pull(by * jnp.ones_like(value))
+        of_known = of_known._replace(argmax=None)
+        of_x, of_head = backward(plan, x, head, y, soft, of_known, kept, of_head)
         return (total + value, of_head, jax.tree.map(jnp.add, of_every, more)), (of_x, of_mine)
 
     start = (
@@ -144,8 +157,8 @@ def sum_and_slopes(
         jax.tree.map(lambda a: zeros_as(a, a.dtype), every),
     )
     (total, of_head, of_every), of_tokens = lax.scan(step, start, ks)
-    of_hidden, of_each = jax.tree.map(lambda a: joined(a, labels.shape[0]), of_tokens)
-    return total, (of_hidden, as_given(of_head, head), of_each, of_every)
+    of_hidden, of_weights = jax.tree.map(lambda a: joined(a, labels.shape[0]), of_tokens)
+    return total, (of_hidden, of_head, of_weights, of_every)
 
 
 def zero_like(labels: Array, hidden: Array) -> Array:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,12 +12,13 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jloss._core.checks import nan_unless
-from jloss._core.numerics import expm1_less, product
+from jloss._core.numerics import product
 from jloss.fused._chunks import alike
-from jloss.fused._tiles import Head, squashed, times, wide
+from jloss.fused._terms import Both, gap_of
+from jloss.fused._tiles import NO_CLASS, Head, squashed, times, wide
 
 if TYPE_CHECKING:
-    from jloss.fused.linear import Implementation
+    from jloss.fused._ends import Implementation
 
 
 class How(NamedTuple):
@@ -30,79 +30,6 @@ class How(NamedTuple):
     implementation: Implementation
 
 
-class Both(NamedTuple):
-    """Two distributions, class by class."""
-
-    log_p: Array
-    log_q: Array
-    gap: Array  # log_q - log_p, from what has not been rounded to either
-
-    def near(self) -> Array:
-        """Where to go by the gap, since a difference of the two would lose digits."""
-        return (self.gap < 1) & (self.log_p > -jnp.inf)
-
-
-@jax.custom_jvp
-def kl_terms(both: Both) -> Array:
-    """p log(p / q) - p + q of each class: never negative, and summed what p log(p / q) is.
-
-    The rules of both kinds of terms are their derivatives, simplified by hand: plain ones cancel.
-    """
-    return excess(both.log_p, jnp.exp(both.log_q), both.gap)
-
-
-@kl_terms.defjvp
-def _(primals, tangents):
-    (both,), (by,) = primals, tangents
-    p, q, near = jnp.exp(both.log_p), jnp.exp(both.log_q), both.near()
-    more = jnp.where(near, p * jnp.expm1(jnp.where(near, both.gap, 0)), q - p)
-    return kl_terms(both), more * by.log_q - product(p, both.gap) * by.log_p
-
-
-@jax.custom_jvp
-def jensen_shannon_terms(both: Both, beta: Array) -> Array:
-    """What each class adds to the divergence of p and q from their mixture; never negative."""
-    of_p, of_q = from_mixture(both, beta)
-    mixture = beta * jnp.exp(both.log_p) + (1 - beta) * jnp.exp(both.log_q)
-    of_p, of_q = excess(both.log_p, mixture, of_p), excess(both.log_q, mixture, of_q)
-    return beta * of_p + (1 - beta) * of_q
-
-
-@jensen_shannon_terms.defjvp
-def _(primals, tangents):
-    (both, beta), (by, by_beta) = primals, tangents
-    of_p, of_q = from_mixture(both, beta)
-    p, q = jnp.exp(both.log_p), jnp.exp(both.log_q)
-    slope = -(product(beta * p, of_p) * by.log_p + product((1 - beta) * q, of_q) * by.log_q)
-    mixture = beta * p + (1 - beta) * q
-    of_beta = excess(both.log_p, mixture, of_p) - excess(both.log_q, mixture, of_q)
-    return jensen_shannon_terms(both, beta), slope + of_beta * by_beta
-
-
-def from_mixture(both: Both, beta: Array) -> tuple[Array, Array]:
-    """The logarithms of the mixture over p, and over q."""
-    finite, more = jnp.isfinite(both.gap), both.gap > 0
-    gap = jnp.where(finite, both.gap, 0)
-    least = jnp.log1p(jnp.where(more, beta, 1 - beta) * jnp.expm1(-jnp.abs(gap)))
-    of_p, of_q = least + jnp.maximum(gap, 0), least - jnp.minimum(gap, 0)
-    return jnp.where(finite, of_p, jnp.log(beta)), jnp.where(finite, of_q, jnp.log1p(-beta))
-
-
-def excess(log_p: Array, q: Array, log_ratio: Array) -> Array:
-    """p log(p / q) - p + q, from log(q / p)."""
-    p, near = jnp.exp(log_p), (log_ratio < 1) & (log_p > -jnp.inf)
-    close = product(p, expm1_less(jnp.where(near, log_ratio, 0)))
-    return jnp.where(near, close, (q - p) - product(p, jnp.where(near, 0, log_ratio)))
-
-
-def gap_of(log_p: Array, log_q: Array) -> Array:
-    """By how much the second is larger; infinite where only one is not -inf."""
-    one, other = log_p > -jnp.inf, log_q > -jnp.inf
-    both = one & other
-    gap = jnp.where(both, log_q, 0) - jnp.where(both, log_p, 0)
-    return jnp.where(both, gap, jnp.where(other, jnp.full_like(gap, jnp.inf), -jnp.inf))
-
-
 def wider(head: Head) -> Head:
     """In float32 at least, for its gradient to be added up in."""
     return jax.tree.map(lambda a: a.astype(wide(a.dtype)), head)
@@ -112,20 +39,29 @@ def of_all_classes(how: How, params: Any, x: Array, x_of_teacher: Array) -> Arra
     """Of the tokens of a chunk, from all logits of both."""
     head, head_of_teacher, numbers = params
     x, y = logits_of(how, x, head), logits_of(how, x_of_teacher, head_of_teacher)
+    y = y.astype(x.dtype)
     of_x, of_y = (log_sum_exp(logits, how.axis_name)[:, None] for logits in (x, y))
     both = Both(y - of_y, x - of_x, gap_of(y, x) - (of_x - of_y))
     return total(jnp.sum(how.terms(both, *numbers), -1), how.axis_name)
 
 
-def of_the_likeliest(how: How, params: Any, x: Array, log_p: Array, classes: Array) -> Array:
-    """Of the tokens of a chunk, from the teacher's likeliest classes and all others as one."""
+def of_the_likeliest(
+    how: How, rounding: float, params: Any, x: Array, log_p: Array, classes: Array
+) -> Array:
+    """Of the tokens of a chunk, from the teacher's likeliest classes and all others as one.
+
+    What is left of the teacher's probability may be no more than the rounding of what was stored:
+    then it does not matter that the student has left nothing.
+    """
     head, numbers = params
     log_q = logits_of(how, x, head)
     log_q -= log_sum_exp(log_q, how.axis_name)[:, None]
-    log_q, other_q = picked(log_q, classes, how.axis_name)
+    there = log_p > -jnp.inf
+    log_q, other_q = picked(log_q, jnp.where(there, classes, NO_CLASS), how.axis_name)
+    log_q = jnp.where(there, log_q, -jnp.inf)
     p = -jnp.expm1(jax.nn.logsumexp(log_p, -1))  # of all others
-    rounding = classes.shape[1] * float(jnp.finfo(p.dtype).eps)
-    some = (p > 0) & ((p > rounding) | (other_q > -jnp.inf))
+    stray = rounding * (1 + jnp.sum(product(jnp.exp(log_p), -log_p), -1))
+    some = (p > 0) & ((p > stray) | (other_q > -jnp.inf))
     other_p = jnp.where(some, jnp.log(jnp.where(some, p, 1)), -jnp.inf)
     all_of = lambda likeliest, others: jnp.concatenate([likeliest, others[:, None]], 1)
     log_p, log_q = all_of(log_p, other_p), all_of(log_q, other_q)
@@ -135,20 +71,22 @@ def of_the_likeliest(how: How, params: Any, x: Array, log_p: Array, classes: Arr
 
 def logits_of(how: How, x: Array, head: Head) -> Array:
     """In float32 at least."""
-    plain = how.implementation == "plain"
-    project = linear.fun if plain else linear  # pyright: ignore[reportAttributeAccessIssue]
+    project = products if how.implementation == "plain" else linear
     x, matrix = alike(x, head.matrix)
     return squashed(project(x, matrix, how.transposed), head)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def linear(x: Array, matrix: Array, transposed: bool) -> Array:
-    """Products in the dtype of `x`, added up in float32 at least; so are those of the gradients."""
+def products(x: Array, matrix: Array, transposed: bool) -> Array:
+    """In the dtype of `x`, and added up in float32 at least."""
     return times(x, matrix.astype(x.dtype), 1, 1 if transposed else 0)
 
 
+# As `products`, and the gradients' own likewise: plain ones would widen all that enters them.
+linear = jax.custom_vjp(products, nondiff_argnums=(2,))
+
+
 def _linear_fwd(x, matrix, transposed):
-    return linear.fun(x, matrix, transposed), (x, matrix)  # pyright: ignore[reportAttributeAccessIssue]
+    return products(x, matrix, transposed), (x, matrix)
 
 
 def _linear_bwd(transposed, given, by):

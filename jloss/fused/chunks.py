@@ -2,35 +2,24 @@
 
 from __future__ import annotations
 
-import functools
+import numbers
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import jax
+import jax.numpy as jnp
 from jax import Array
-from jax.sharding import AxisType, NamedSharding
-from jax.sharding import PartitionSpec as P
 from jax.typing import ArrayLike
 
-from jloss._core.inputs import as_array, blank, expect_shape, floats, masks
-from jloss.fused._chunks import (
-    Given,
-    Plans,
-    alike,
-    apart,
-    flat,
-    mapped,
-    number_of,
-    reverse_only,
-    weighted_sum,
-)
-from jloss.fused._ends import end_of, reduced_inside
-from jloss.reduction import R, Reduction, each, finish
+from jloss._core.inputs import expect_shape, floats, masks
+from jloss.fused._chunks import Given, Plans, number_of
+from jloss.fused._ends import in_chunks
+from jloss.reduction import R, Reduction, each
 
 if TYPE_CHECKING:
     from jaxtyping import Bool, Real
 
-    from jloss.fused.linear import Implementation
+    from jloss.fused._ends import Implementation
 
 
 def chunked(
@@ -51,8 +40,9 @@ def chunked(
     Args:
         f: gets `params` and some of the tokens, `[n, ...]` each, and gives their values `[n]`; each
             token's from that token alone. What is differentiated has to come in as an argument.
-        params: what `f` needs for every token: a pytree of arrays.
-        tokens: arrays, or pytrees of them, `[tokens, ...]`.
+        params: what `f` needs for every token: a pytree of arrays (a random key among them gives
+            each chunk the same noise).
+        tokens: arrays, or pytrees of them, `[tokens, ...]`; random keys as `jax.random.key_data`.
         chunk: how many tokens at once, at most.
         implementation: see `jloss.fused.linear`.
         where, weights, reduction: as in every loss, see `jloss.reduction`. A deleted token comes to
@@ -72,9 +62,9 @@ def chunked(
     >>> print(f"{loss[0]:.4f}")
     1.6094
     """
-    if not isinstance(chunk, int) or chunk < 1:
+    if not isinstance(chunk, numbers.Integral) or chunk < 1:
         raise ValueError(f"`chunk` should be a number of tokens, at least 1, but is {chunk!r}")
-    params, tokens = jax.tree.map(functools.partial(as_array, "params"), (params, tokens))
+    params, tokens = arrays("params", params), arrays("tokens", tokens)
     shapes = {a.shape[:1] for a in jax.tree.leaves(tokens)}
     if len(shapes) != 1 or shapes == {()}:
         raise ValueError(f"`tokens` should all be [tokens, ...], but begin with {sorted(shapes)}")
@@ -82,50 +72,24 @@ def chunked(
     _, rows = masks(where, weights, shape)
 
     def values(params, *some):
-        (result,) = floats(values=f(params, *some))
-        expect_shape("f(params, *tokens)", result, (number_of(some),), "one value for each token")
+        name = "f(params, *tokens)"
+        (result,) = floats(**{name: f(params, *some)})
+        expect_shape(name, result, (number_of(some),), "one value for each token")
         return result
 
-    doors, plans, given = (rows, weights), Plans(chunk, chunk), Given(params, tokens)
+    doors, plans, given = (rows, weights), Plans(int(chunk), int(chunk)), Given(params, tokens)
     return in_chunks(values, given, shape, doors, plans, implementation, reduction)
 
 
-def in_chunks(
-    f: Callable[..., Array],
-    given: Given,
-    batch: tuple[int, ...],
-    doors: tuple[Array | None, ArrayLike | None],
-    plans: Plans,
-    implementation: Implementation,
-    reduction: Reduction[R],
-) -> R:
-    """`f` of all tokens [*batch, ...], reduced, through the doors of `where` and `weights`."""
-    rows, weights = doors
-    one_axis = lambda a: flat(blank(a, rows, axis=tuple(range(len(batch), a.ndim))), len(batch))
-    given = given._replace(tokens=jax.tree.map(one_axis, given.tokens))
-    dtype = jax.eval_shape(f, given.params, *given.tokens).dtype
-    end, axes = end_of(reduction)
-    if implementation == "plain":
-        values: Any = jax.checkpoint(f)(given.params, *given.tokens)
-    elif end is None or implementation == "recompute":
-        with reverse_only():
-            values = mapped(plans, f, *apart(over_devices(given)[0]))
-    else:
+def arrays(name: str, tree: Any) -> Any:
+    """A tree of arrays of any kind; what is none is told by name and place."""
 
-        def total(shares):
-            everywhere, shares = over_devices(given, flat(shares, len(batch)))
-            with reverse_only():
-                return weighted_sum(plans, f, *apart(everywhere), shares)
+    def array(path, leaf):
+        try:
+            return jnp.asarray(leaf)
+        except (TypeError, ValueError) as error:
+            place = name + jax.tree_util.keystr(path)
+            message = f"`{place}` should be an array, but is {leaf!r:.80}: keep it out of `{name}`"
+            raise TypeError(message) from error
 
-        return reduced_inside(total, batch, rows, weights, dtype, end, axes)
-    return finish(values.reshape(batch), reduction, where=rows, weights=weights)
-
-
-def over_devices(given: Given, shares: Array | None = None) -> tuple[Given, Any]:
-    """Tokens and their shares on the same devices, and parameters on all of these."""
-    tokens, shares = alike(given.tokens, shares)
-    there = jax.typeof(jax.tree.leaves(tokens)[0]).sharding
-    if shares is not None and AxisType.Explicit in there.mesh.axis_types:
-        shares = jax.sharding.reshard(shares, NamedSharding(there.mesh, P(there.spec[0])))
-    params = jax.tree.map(lambda a: alike(a, tokens)[0], given.params)
-    return Given(params, tokens), shares
+    return jax.tree_util.tree_map_with_path(array, tree)

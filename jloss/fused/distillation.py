@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from jloss._core.checks import nan_unless
+from jloss._core.checks import insist, nan_unless
 from jloss._core.inputs import (
     as_array,
     blank,
@@ -24,17 +24,11 @@ from jloss._core.inputs import (
     required,
 )
 from jloss.fused._chunks import Given, Plans
+from jloss.fused._ends import Implementation, in_chunks
+from jloss.fused._terms import jensen_shannon_terms, kl_terms
 from jloss.fused._tiles import Head, wide
-from jloss.fused._two_heads import (
-    How,
-    jensen_shannon_terms,
-    kl_terms,
-    of_all_classes,
-    of_the_likeliest,
-    wider,
-)
-from jloss.fused.chunks import in_chunks
-from jloss.fused.linear import Implementation, classes_of, head_on
+from jloss.fused._two_heads import How, of_all_classes, of_the_likeliest, wider
+from jloss.fused.linear import classes_of, head_on
 from jloss.reduction import R, Reduction, each
 
 if TYPE_CHECKING:
@@ -64,7 +58,7 @@ class TopKTeacher(NamedTuple):
 
     Attributes:
         log_probs: their log-probabilities, [*batch, k], of the whole distribution (not normalised
-            to the k).
+            to the k). One of -inf fills a place, where fewer than k were stored.
         classes: their numbers, [*batch, k], all different.
     """
 
@@ -209,13 +203,15 @@ def divergence(
     if classes is not None:
         raise ValueError("`where` deletes tokens here: to forbid a class, give it a bias of -inf")
     if isinstance(teacher, TopKTeacher):
-        f = of_the_likeliest
-        given = Given((wider(head), numbers), (x, *stored(teacher, head, batch, rows, how)))
-    else:
-        f = of_all_classes
+        log_p, classes, rounding = stored(teacher, head, batch, rows, how)
+        values = functools.partial(of_the_likeliest, how, rounding)
+        given = Given((wider(head), numbers), (x, log_p.astype(wide(x.dtype)), classes))
+    elif isinstance(teacher, LinearTeacher):
         x_of, head_of = teaching(teacher, head, batch, how)
+        values = functools.partial(of_all_classes, how)
         given = Given((wider(head), wider(head_of), numbers), (x, x_of))
-    values = functools.partial(f, how)
+    else:
+        raise TypeError(f"`teacher` is a LinearTeacher or a TopKTeacher, but not {type(teacher)}")
     doors = rows, weights
     return in_chunks(values, given, batch, doors, PLANS, how.implementation, reduction)
 
@@ -235,18 +231,24 @@ def teaching(
 
 def stored(
     teacher: TopKTeacher, head: Head, batch: tuple[int, ...], rows: Array | None, how: How
-) -> tuple[Array, Array]:
-    """The teacher's log-probabilities and classes, NaN where they are none."""
-    log_p, _ = consumed("teacher.log_probs", teacher.log_probs, -1)
-    (log_p,) = floats(**{"teacher.log_probs": log_p})
+) -> tuple[Array, Array, float]:
+    """The teacher's log-probabilities, NaN where they are none; classes; how the first round."""
+    given, _ = consumed("teacher.log_probs", teacher.log_probs, -1)
+    (log_p,) = floats(**{"teacher.log_probs": given})
     classes = integers("teacher.classes", teacher.classes).astype(jnp.int32)
     expect_shape("teacher.log_probs", log_p, (*batch, log_p.shape[-1]), "k for each token")
     expect_shape("teacher.classes", classes, log_p.shape)
     log_p = blank(log_p, rows, -jnp.inf, axis=(len(batch),))
-    classes = blank(classes, rows, axis=(len(batch),))
-    size = classes_of(head, how.transposed, how.axis_name)
-    total = jax.nn.logsumexp(log_p, -1)
-    ok = log_probable("teacher.log_probs", total, teacher.log_probs)
-    within = (classes >= 0) & (classes < size)
+    ok = log_probable("teacher.log_probs", jax.nn.logsumexp(log_p, -1), given)
+    size, missing = classes_of(head, how.transposed, how.axis_name), log_p == -jnp.inf
+    within = missing | ((classes >= 0) & (classes < size))
     ok &= required(jnp.all(within, -1), rows, f"`teacher.classes` should lie in [0, {size})")
-    return jax.lax.stop_gradient(nan_unless(ok[..., None], log_p)), classes
+    k = classes.shape[-1]
+    in_order = jnp.sort(jnp.where(missing, size + jnp.arange(k, dtype=jnp.int32), classes), -1)
+    insist(in_order[..., 1:] > in_order[..., :-1], "`teacher.classes` should all be different")
+    log_p = jax.lax.stop_gradient(nan_unless(ok[..., None], log_p))
+    return (
+        log_p,
+        classes,
+        max(float(jnp.finfo(given.dtype).eps), k * float(jnp.finfo(jnp.float32).eps)),
+    )

@@ -15,6 +15,8 @@ import chex
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 from jax.typing import ArrayLike
 
 from jloss._core.checks import nan_unless
@@ -22,7 +24,7 @@ from jloss._core.classes import Labels, labelled
 from jloss._core.inputs import as_array, blank, consumed, expect_shape, hyperparameter
 from jloss._core.numerics import product
 from jloss.fused._chunks import Plans, alike, flat, reverse_only, shared
-from jloss.fused._ends import end_of, reduced_inside
+from jloss.fused._ends import Implementation, end_of, expect_implementation, reduced_inside
 from jloss.fused._strategies import log_probs, plain, summed
 from jloss.fused._tiles import EXTRA, Head, LogProbs, Plan, wide
 from jloss.reduction import R, Reduction, each, finish
@@ -30,7 +32,6 @@ from jloss.reduction import R, Reduction, each, finish
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Int, Real
 
-Implementation = Literal["fused", "recompute", "plain"] | None
 ON_CPU = {"chunk": 512, "tile": 2048}  # what stays in its caches
 ELSEWHERE = {"chunk": 4096, "tile": 2**31 - 1}  # products large enough to fill an accelerator
 
@@ -112,6 +113,7 @@ def linear_softmax_cross_entropy(
         number("label_smoothing", label_smoothing, least=0, most=1),
         number("z_loss", z_loss),
     )
+    expect_implementation(implementation)
     end, axes = end_of(reduction)
     if end is None or implementation in ("recompute", "plain"):
         known = known_by(implementation, plans, hidden, head, y)
@@ -224,6 +226,7 @@ def linear_log_probs(
     hidden, head, y = through_the_door(
         hidden, head, labels, where, None, None, transposed, axis_name
     )
+    expect_implementation(implementation)
     plans = plans_for(head, transposed, EXTRA, axis_name)
     known = known_by(implementation, plans, hidden, head, y)
     known = known._replace(log_prob=nan_unless(y.known, known.log_prob))
@@ -268,7 +271,28 @@ def head_on(whose: str, hidden: ArrayLike, head: Head, transposed: bool) -> tupl
     like = jnp.zeros((), wide(x.dtype))
     above_0 = lambda name, v: None if v is None else hyperparameter(name, v, like, above=0)
     cap = above_0(f"{whose}soft_cap", head.soft_cap)
+    x, matrix, bias = contractible(x, matrix, bias, transposed)
     return x, Head(matrix, bias, cap, above_0("temperature", head.temperature))
+
+
+def contractible(
+    x: Array, matrix: Array, bias: Array | None, transposed: bool
+) -> tuple[Array, Array, Array | None]:
+    """On an Explicit mesh, features on all devices, as parameters sharded at rest need them.
+
+    So is the vocabulary, where the axis over which it is sharded is that of the tokens.
+    """
+    mesh = jax.typeof(x).sharding.mesh
+    if AxisType.Explicit not in mesh.axis_types or jax.typeof(matrix).sharding.mesh.empty:
+        return x, matrix, bias
+    tokens, spec = jax.typeof(x).sharding.spec[:-1], jax.typeof(matrix).sharding.spec
+    names = lambda entry: {entry} if isinstance(entry, str) else set(entry or ())
+    vocabulary = spec[0 if transposed else 1]
+    vocabulary = None if names(vocabulary) & set().union(*map(names, tokens)) else vocabulary
+    put = lambda a, *spec: jax.sharding.reshard(a, NamedSharding(mesh, P(*spec)))
+    matrix = put(matrix, *((vocabulary, None) if transposed else (None, vocabulary)))
+    there = bias is None or jax.typeof(bias).sharding.mesh.empty
+    return put(x, *tokens, None), matrix, bias if there else put(bias, vocabulary)
 
 
 def classes_of(head: Head, transposed: bool, axis_name: str | None) -> int:

@@ -159,6 +159,37 @@ def test_memory_is_of_a_chunk(implementation):
     assert compiled.memory_analysis().temp_size_in_bytes < tokens * width * 4 / 8
 
 
+def test_a_random_key_may_be_a_parameter():
+    """Dropout, say: each chunk has the same noise."""
+    tokens = jnp.ones((6, D))
+    f = lambda params, x: jnp.sum(x * params["w"] * jax.random.normal(params["key"], x.shape), -1)
+    loss = lambda w, implementation: jloss.chunked(
+        f, {"w": w, "key": jax.random.key(0)}, tokens, chunk=3, reduction=jloss.mean,
+        implementation=implementation,
+    )  # fmt: skip
+    noise = jax.random.normal(jax.random.key(0), (3, D))
+    for implementation in (None, "recompute"):
+        slope = jax.jit(jax.grad(loss), static_argnums=1)(jnp.ones(()), implementation)
+        close(slope, jnp.mean(jnp.sum(noise, -1)))
+
+
+def test_what_scales_the_loss_keeps_slopes_in_range():
+    """A share of 2^-26 of the sum is nothing in float16, but for its scale."""
+    tokens, weights = jnp.ones((4, 2), jnp.float16), jnp.full(4, 2.0**-26)
+    f = lambda tokens: (
+        2.0**20
+        * jloss.chunked(
+            lambda _, x: jnp.sum(x * x, -1),
+            None,
+            tokens,
+            chunk=2,
+            weights=weights,
+            reduction=jloss.sum,
+        )
+    )
+    close(jax.grad(f)(tokens), jnp.full((4, 2), 2.0**-5))
+
+
 # devices --------------------------------------------------------------------------------------
 
 
@@ -181,6 +212,19 @@ def test_devices_share_the_tokens_and_gather_nothing(kind, implementation):
     jax.tree.map(close, together(*placed), alone(*given))
     assert not re.search("all-gather|all-to-all|collective-permute", together.as_text())
     assert together.cost_analysis()["flops"] < 1.5 * alone.cost_analysis()["flops"] / 8
+
+
+@pytest.mark.parametrize(("tokens", "chunk"), [(24, 5), (88, 11), (136, 16)])
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+def test_devices_may_have_any_number_of_tokens(kind, tokens, chunk):
+    params, hidden, labels = data(tokens)
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(kind,))
+    place = lambda a: jax.device_put(a, NamedSharding(mesh, P("data")))
+    f = jax.grad(
+        lambda *given: jloss.chunked(surprise, *given, chunk=chunk, reduction=jloss.mean), (0, 1)
+    )
+    placed = jax.tree.map(place, (hidden, labels))
+    jax.tree.map(close, jax.jit(f)(params, *placed), f(params, hidden, labels))
 
 
 @pytest.mark.parametrize("implementation", [None, "recompute"])
@@ -207,17 +251,21 @@ def test_by_hand_each_device_has_its_tokens(implementation):
     [
         ({"chunk": 0}, ValueError, "`chunk`"),
         ({"chunk": 2.0}, ValueError, "`chunk`"),
+        ({"implementation": "chunked"}, ValueError, "`implementation`"),
+        ({"params": {"a": jnp.tanh}}, TypeError, "`params['a']`"),
+        ({"tokens": (jnp.zeros((3, D)), "words")}, TypeError, "`tokens[1]`"),
         ({"tokens": (jnp.zeros((3, D)), jnp.zeros(4))}, ValueError, "`tokens`"),
         ({"tokens": (jnp.zeros(()),)}, ValueError, "`tokens`"),
         ({"tokens": ()}, ValueError, "`tokens`"),
         ({"f": lambda p, x: x}, ValueError, "one value for each token"),
-        ({"f": lambda p, x: jnp.argmax(x, -1)}, TypeError, "floating"),
+        ({"f": lambda p, x: jnp.argmax(x, -1)}, TypeError, "`f(params, *tokens)`"),
         ({"where": jnp.ones(4, bool)}, ValueError, "`where`"),
         ({"reduction": "mean"}, TypeError, "`reduction`"),
     ],
 )
 def test_wrong_arguments_are_told_by_name(change, error, told):
-    given = {"f": lambda p, x: jnp.sum(x, -1), "tokens": (jnp.zeros((3, D)),)} | change
-    f, tokens = given.pop("f"), given.pop("tokens")
+    usual = {"f": lambda p, x: jnp.sum(x, -1), "params": 0.0, "tokens": (jnp.zeros((3, D)),)}
+    given = usual | change
+    f, params, tokens = (given.pop(name) for name in usual)
     with pytest.raises(error, match=re.escape(told)):
-        jloss.chunked(f, jnp.zeros(()), *tokens, **given)
+        jloss.chunked(f, params, *tokens, **given)

@@ -91,6 +91,26 @@ def test_beta_is_the_teacher_s_share_of_the_mixture(beta):
     close(got, expected)
 
 
+@pytest.mark.parametrize("beta", [0.0, 1e-8, 1e-6, 0.5, 1.0])
+@pytest.mark.parametrize("gap", [0.5, 18.0, 40.0])
+@pytest.mark.parametrize("forbidden", [None, 0, 1])
+def test_it_is_bounded_wherever_beta_is(beta, gap, forbidden):
+    """Student and teacher each sure of another class, which the teacher may even forbid."""
+    q, p = jnp.array([[0.0, gap, 1.0]]), jnp.array([[gap, 0.0, 1.0]])
+    bias = None if forbidden is None else jnp.where(jnp.arange(3) == forbidden, -jnp.inf, 0)
+    f = lambda q, p, beta: jloss.linear_jensen_shannon_divergence(
+        q, jnp.eye(3), jloss.LinearTeacher(p, jnp.eye(3), bias), beta=beta
+    )[0]
+    value, slopes = jax.jit(jax.value_and_grad(f, (0, 1, 2)))(q, p, beta)
+    of = lambda x, b: scipy.special.log_softmax(np.asarray(x[0], float) + b)
+    log_q, log_p = of(q, 0), of(p, np.zeros(3) if bias is None else np.asarray(bias))
+    with np.errstate(divide="ignore"):  # a beta of 0
+        mixture = np.logaddexp(log_p + np.log(beta), log_q + np.log1p(-beta))
+    parts = (share * kl(log, mixture) for share, log in ((beta, log_p), (1 - beta, log_q)) if share)
+    np.testing.assert_allclose(value, sum(parts), rtol=2e-5, atol=1e-12)
+    assert all(jnp.isfinite(slope).all() for slope in slopes[:2])
+
+
 @pytest.mark.parametrize("reverse", [False, True])
 def test_the_divergence_from_the_mixture_tends_to_either_kl(reverse):
     x, w, teacher = data(scale=0.3)
@@ -189,13 +209,49 @@ def test_normalising_the_likeliest_would_hide_what_the_tail_tells():
     assert jloss.linear_kl_divergence(x, w, teacher)[0] > 5
 
 
-def test_a_tail_that_neither_has_costs_nothing():
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_a_tail_that_neither_has_costs_nothing(dtype):
     """All but a rounding error was stored, and the student forbids the rest."""
-    x, w, _ = data()
-    forbidden = jnp.where(jnp.arange(CLASSES) < 20, 0, -jnp.inf)
-    log_p = log_probs(x, w[:, :20])
-    got = jloss.linear_kl_divergence(x, w, top_k(log_p, 20), bias=forbidden)
-    close(got, jnp.zeros(37), 1e-3)
+    x, w, _ = data(classes=200)
+    forbidden = jnp.where(jnp.arange(200) < 100, 0, -jnp.inf)
+    stored = top_k(log_probs(x, w[:, :100]), 100)
+    stored = stored._replace(log_probs=stored.log_probs.astype(dtype))
+    got = jloss.linear_kl_divergence(x, w, stored, bias=forbidden)
+    close(got, jnp.zeros(37), 30 * float(jnp.finfo(dtype).eps) / 1e-3)
+
+
+@every_loss
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_all_classes_stored_in_half_precision_are_the_teacher_rounded(loss, dtype):
+    x, w, teacher = data()
+    log_p = log_probs(*teacher[:2])
+    stored = top_k(log_p, CLASSES)
+    got = loss(x, w, stored._replace(log_probs=stored.log_probs.astype(dtype)))
+    close(got, exact(loss, log_p, log_probs(x, w)), 8 * float(jnp.finfo(dtype).eps))
+
+
+@every_loss
+def test_places_may_be_left_empty(loss):
+    """Where fewer were stored of one token than of another."""
+    x, w, teacher = data()
+    stored = top_k(log_probs(*teacher[:2]), 5)
+    for filling in (0, -1, CLASSES):
+        fill = lambda a, by: jnp.pad(a, ((0, 0), (0, 2)), constant_values=by)
+        padded = jloss.TopKTeacher(fill(stored.log_probs, -jnp.inf), fill(stored.classes, filling))
+        f = lambda x, w, t: jnp.sum(loss(x, w, t))
+        got, expected = (jax.value_and_grad(f, (0, 1))(x, w, t) for t in (padded, stored))
+        jax.tree.map(close, got, expected)
+
+
+def test_a_class_stored_twice_is_told_under_checked():
+    x, w, teacher = data()
+    stored = top_k(log_probs(*teacher[:2]), 5)
+    step = jax.jit(
+        lambda classes: jloss.linear_kl_divergence(x, w, stored._replace(classes=classes))
+    )
+    jloss.checked(step)(stored.classes)
+    with pytest.raises(ValueError, match=re.escape("`teacher.classes` should all be different")):
+        jloss.checked(step)(stored.classes.at[3, 1].set(stored.classes[3, 0]))
 
 
 # gradients ------------------------------------------------------------------------------------
@@ -272,6 +328,25 @@ def test_half_precision_costs_one_rounding(loss, dtype, tolerance, implementatio
         assert slope.dtype == dtype
         apart = np.linalg.norm(np.asarray(slope, float) - np.asarray(expected))
         assert apart <= tolerance * np.linalg.norm(expected)
+
+
+@every_loss
+def test_what_scales_the_loss_keeps_the_slopes_in_range(loss):
+    """A share of 2^-22 of the loss of each token is too small for float16, but for its scale."""
+    x, w, teacher = data(64, jnp.float16, classes=200)
+    weights = jnp.full(64, 2.0**-22)
+
+    def slopes(implementation):
+        f = lambda x, w: (
+            2.0**16
+            * loss(
+                x, w, teacher, weights=weights, implementation=implementation, reduction=jloss.sum
+            )
+        )
+        return jax.grad(f, (0, 1))(x, w)
+
+    close_in_half = functools.partial(close, tolerance=5e-3)
+    jax.tree.map(close_in_half, slopes(None), slopes("plain"))
 
 
 @every_loss
@@ -396,6 +471,13 @@ def test_a_teacher_that_does_not_fit_is_told_by_name(loss, change, error, told):
     x, w, teacher = data(6)
     with pytest.raises(error, match=re.escape(told)):
         loss(x, w, teacher._replace(**change))
+
+
+def test_what_is_no_teacher_is_told():
+    x, w, teacher = data(6)
+    for wrong in (tuple(teacher), teacher.hidden, None):
+        with pytest.raises(TypeError, match="`teacher` is a LinearTeacher or a TopKTeacher"):
+            jloss.linear_kl_divergence(x, w, wrong)
 
 
 @every_loss

@@ -339,6 +339,48 @@ def test_devices_share_the_work_and_gather_nothing(kind, what, implementation):
     assert work[0] < 1.5 * work[1] / devices
 
 
+AT_REST = {  # parameters sharded where they lie: gathered when they are used
+    "hidden": P("model"),
+    "hidden, as the tokens": P("data"),
+    "vocabulary, as the tokens": P(None, "data"),
+    "both": P("data", "model"),
+}
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+@pytest.mark.parametrize("spec", AT_REST.values(), ids=AT_REST)
+@pytest.mark.parametrize("implementation", [None, "recompute"])
+def test_a_matrix_may_be_sharded_at_rest(kind, spec, implementation):
+    x, w, y = data(128, 64)
+    mesh = jax.make_mesh((2, 4), ("data", "model"), axis_types=(kind, kind))
+    place = lambda a, spec: jax.device_put(a, NamedSharding(mesh, spec))
+    bias = jnp.linspace(-1, 1, 64)
+    f = jax.value_and_grad(
+        lambda x, w, y, bias: jloss.linear_softmax_cross_entropy(
+            x, w, y, bias=bias, implementation=implementation, reduction=jloss.mean
+        ),
+        (0, 1, 3),
+    )
+    placed = place(x, P("data")), place(w, spec), place(y, P("data")), bias
+    jax.tree.map(close, jax.jit(f)(*placed), jax.jit(f)(x, w, y, bias))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.float32])
+def test_what_scales_the_loss_keeps_slopes_in_range(dtype):
+    """A share of 2^-22 of the loss of each token is too small for float16, but for its scale."""
+    x, w, y = data(64, 200, dtype)
+    weights = jnp.full(64, 2.0**-22)
+    loss = lambda x, w, implementation: (
+        2.0**16
+        * jloss.linear_softmax_cross_entropy(
+            x, w, y, weights=weights, implementation=implementation, reduction=jloss.sum
+        )
+    )
+    tolerance = {"rtol": 1e-2, "atol": 1e-4} if dtype == jnp.float16 else {}
+    got, expected = (jax.grad(loss, (0, 1))(x, w, i) for i in (None, "plain"))
+    jax.tree.map(functools.partial(close, **tolerance), got, expected)
+
+
 @pytest.mark.parametrize("reduction", [jloss.mean, jloss.tally, jloss.each])
 @pytest.mark.parametrize("check_vma", [True, False])
 def test_by_hand_tokens_and_vocabulary_are_split(reduction, check_vma):
@@ -404,6 +446,7 @@ def test_a_bad_label_is_nan_for_its_own_token_alone():
         ({"bias": jnp.zeros(10)}, ValueError, "`bias`"),
         ({"where": jnp.ones((6, 11), bool)}, ValueError, "bias of -inf"),
         ({"reduction": "mean"}, TypeError, "`reduction`"),
+        ({"implementation": "tiles"}, ValueError, "`implementation`"),
         ({"soft_cap": jnp.ones(11)}, ValueError, "`soft_cap`"),
     ],
 )
