@@ -103,8 +103,8 @@ def of_torch(torch, x, w, theirs, their_w):
 
 
 def case(name, tokens, hidden, vocabulary, dtype, given, exact, rivals, products):
-    size = jnp.dtype(dtype).itemsize
-    models = 2 if products == 4 else 1
+    model = jnp.dtype(dtype).itemsize * hidden * (tokens + vocabulary)
+    teacher = model if products == 4 else 8 * tokens * STORED
     return Case(
         name,
         {"dtype": dtype, "tokens": tokens, "hidden": hidden, "vocabulary": vocabulary},
@@ -112,7 +112,7 @@ def case(name, tokens, hidden, vocabulary, dtype, given, exact, rivals, products
         jax.value_and_grad(exact, (0, 1)),
         {"value": 1e-5, "gradient": 1e-5 if dtype == "float32" else 2.5e-3},
         rivals,
-        floor_bytes=(models + 1) * size * hidden * (tokens + vocabulary),
+        floor_bytes=2 * model + teacher,
         flops=2 * products * tokens * hidden * vocabulary,
     )
 

@@ -4,6 +4,8 @@ The mean over logits [tokens, classes]: cross-entropy with integer labels (its v
 KL divergence between two arrays of logits (gradient in the first), sigmoid focal loss and binary
 cross-entropy with a label for each logit.
 
+jloss twice: as it is, and on CPU by `chunked`, of 128 rows at a time, which stay in the caches.
+
 Peers: optax and torch's functional losses as documented and, for bfloat16, behind the cast to
 float32 that careful users write (KL needs it of jloss too: its logarithms are taken outside); on
 accelerators also torch.compile, and Liger's cross-entropy, which writes over its logits and so is
@@ -35,7 +37,6 @@ SIZES = {
     "cpu": [(1024, n) for n in (32768, 2048, 8192)] + [(n, 32768) for n in (256, 4096)],
     "accelerator": [(8192, n) for n in (32768, 4096, 131072)] + [(n, 32768) for n in (1024, 32768)],
 }
-MEAN = {"reduction": jloss.mean}
 
 
 def wide(x):
@@ -78,6 +79,7 @@ def liger(functional, x, y):
 class Loss(NamedTuple):
     textbook: Callable
     jloss: Callable
+    rows: Callable  # the reduction to one value for each row
     optax: Callable
     torch: Callable | None
     compared_with: str  # what stands beside the logits
@@ -87,7 +89,8 @@ class Loss(NamedTuple):
 LOSSES = {
     "cross-entropy": Loss(
         cross_entropy,
-        lambda x, y: jloss.softmax_cross_entropy_with_integer_labels(x, y, **MEAN),
+        jloss.softmax_cross_entropy_with_integer_labels,
+        jloss.each,
         lambda x, y: optax.softmax_cross_entropy_with_integer_labels(x, y).mean(),
         lambda functional, x, y: functional.cross_entropy(x, y),
         "labels",
@@ -95,9 +98,10 @@ LOSSES = {
     ),
     "KL divergence": Loss(
         kl,
-        lambda x, t: jloss.kl_divergence(
-            jax.nn.log_softmax(wide(x)), jax.nn.softmax(wide(t)), **MEAN
+        lambda x, t, reduction: jloss.kl_divergence(
+            jax.nn.log_softmax(wide(x)), jax.nn.softmax(wide(t)), reduction=reduction
         ),
+        jloss.each,
         lambda x, t: optax.kl_divergence(jax.nn.log_softmax(x), jax.nn.softmax(t)).mean(),
         torch_kl,
         "logits",
@@ -105,7 +109,8 @@ LOSSES = {
     ),
     "binary cross-entropy": Loss(
         binary,
-        lambda x, y: jloss.sigmoid_binary_cross_entropy(x, y, **MEAN),
+        jloss.sigmoid_binary_cross_entropy,
+        functools.partial(jloss.mean, axis=-1),
         lambda x, y: optax.sigmoid_binary_cross_entropy(x, y).mean(),
         lambda functional, x, y: functional.binary_cross_entropy_with_logits(x, y),
         "bits",
@@ -113,7 +118,8 @@ LOSSES = {
     ),
     "sigmoid focal": Loss(
         focal,
-        lambda x, y: jloss.sigmoid_focal_loss(x, y, alpha=0.25, **MEAN),
+        functools.partial(jloss.sigmoid_focal_loss, alpha=0.25),
+        functools.partial(jloss.mean, axis=-1),
         lambda x, y: optax.sigmoid_focal_loss(x, y, alpha=0.25).mean(),
         None,
         "bits",
@@ -133,8 +139,19 @@ def draw(tokens, classes, dtype, compared_with):
     return logits(one), beside[compared_with](other)
 
 
+def ours(loss):
+    return functools.partial(loss.jloss, reduction=jloss.mean)
+
+
+def in_chunks(loss):
+    rows = lambda _, x, y: loss.jloss(x, y, reduction=loss.rows)
+    return lambda x, y: jloss.chunked(rows, None, x, y, chunk=128, reduction=jloss.mean)
+
+
 def competitors(loss, dtype, scale):
-    yield "jloss", value_and_gradient(loss.jloss)
+    yield "jloss", value_and_gradient(ours(loss))
+    if scale != "accelerator":
+        yield "jloss in chunks", value_and_gradient(in_chunks(loss))
     yield "optax", value_and_gradient(loss.optax)
     if dtype == "bfloat16":
         yield "optax cast", value_and_gradient(lambda *both: loss.optax(*map(wide, both)))
@@ -175,7 +192,11 @@ def value_alone(tokens, classes, dtype):
         name="cross-entropy, value alone",
         exact=lambda x, y: (loss.textbook(x, y),),
         tolerance={"value": full.tolerance["value"]},
-        competitors={"jloss": value(loss.jloss), "optax": value(loss.optax)},
+        competitors={
+            "jloss": value(ours(loss)),
+            "jloss in chunks": value(in_chunks(loss)),
+            "optax": value(loss.optax),
+        },
         floor_bytes=entries * jnp.dtype(dtype).itemsize + 4 * tokens,
         flops=4 * entries,
     )

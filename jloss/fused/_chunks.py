@@ -124,7 +124,7 @@ def weighted_sum(
 
 
 def _weighted_sum_fwd(plans, f, floating, fixed, weights):
-    size = size_of(weights)
+    size = size_of(weights, floating)
     given = floating, fixed, weights / size
     values, slopes = plans.run(functools.partial(values_and_slopes, f), *given)
     return jnp.sum(product(weights, values)), (slopes, values, size, floating.params)
@@ -242,8 +242,10 @@ def no_gradients(arrays: Any) -> Any:
     return jax.tree.map(lambda a: zeros_as(a, wide(a.dtype)), arrays)
 
 
-def size_of(weights: Array) -> Array:
-    """Of the largest, a power of two: what slopes made from weights in half precision may lack."""
+def size_of(weights: Array, given: Any) -> Array | float:
+    """A power of two near the largest weight, by which float16 slopes would fall out of range."""
+    if not any(a.dtype == jnp.float16 for a in jax.tree.leaves(given)):
+        return 1.0
     largest = jnp.max(jnp.abs(lax.stop_gradient(weights)), initial=0)
     usual = (largest > 0) & jnp.isfinite(largest)
     _, exponent = jnp.frexp(jnp.where(usual, largest, 1))

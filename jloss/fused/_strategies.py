@@ -78,9 +78,9 @@ def summed(
 
 
 def _summed_fwd(plans, loss, hidden, head, labels, weights, every):
-    size = size_of(weights)
-    given = hidden, head, labels, weights, every
-    total, slopes = plans.run(functools.partial(sum_and_slopes, loss), *given, 1 / size)
+    size = size_of(weights, hidden)
+    given = hidden, head, labels, weights, every, jnp.ones((), weights.dtype) / size
+    total, slopes = plans.run(functools.partial(sum_and_slopes, loss), *given)
     return total, (slopes, size, head)
 
 
