@@ -2,8 +2,7 @@
 
 A chunk is some tokens, a tile the logits of a chunk for some classes. Forward, each tile adds to
 what was seen of its tokens; backward, each takes its slopes from that, and adds to the gradients.
-Nothing
-is ever [tokens, vocabulary].
+Nothing is ever [tokens, vocabulary].
 """
 
 from __future__ import annotations
