@@ -36,7 +36,7 @@ def colours(rows):
     """One colour for each competitor, ours first."""
     names = dict.fromkeys(row["competitor"] for row in rows if "ms" in row)
     ours_first = sorted(names, key=lambda name: not report.is_ours(name))
-    return {name: plt.get_cmap("tab10")(i % 10) for i, name in enumerate(ours_first)}
+    return {name: plt.get_cmap("tab20")(i % 20) for i, name in enumerate(ours_first)}
 
 
 def times(results):
