@@ -253,10 +253,14 @@ def slopes(soft: Softmax, by: LogProbs, logits: Array, hit: Array, size: int) ->
     return slope
 
 
+def products(x: Array, matrix: Array, transposed: bool) -> Array:
+    """In the dtype of `x`, and added up in float32 at least."""
+    return times(x, matrix.astype(x.dtype), 1, 1 if transposed else 0)
+
+
 def products_of(plan: Plan, x: Array, part: Head) -> Array:
     """Of a chunk and a tile of the matrix; apart, or the CPU's compiler fuses it with its uses."""
-    matrix = part.matrix.astype(x.dtype)
-    return lax.optimization_barrier(times(x, matrix, 1, 1 if plan.transposed else 0))
+    return lax.optimization_barrier(products(x, part.matrix, plan.transposed))
 
 
 def forward(

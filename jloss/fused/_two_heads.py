@@ -15,7 +15,7 @@ from jloss._core.checks import nan_unless
 from jloss._core.numerics import product
 from jloss.fused._chunks import alike
 from jloss.fused._terms import Both, gap_of
-from jloss.fused._tiles import NO_CLASS, Head, squashed, times, wide
+from jloss.fused._tiles import NO_CLASS, Head, products, squashed, times, wide
 
 if TYPE_CHECKING:
     from jloss.fused._ends import Implementation
@@ -74,11 +74,6 @@ def logits_of(how: How, x: Array, head: Head) -> Array:
     project = products if how.implementation == "plain" else linear
     x, matrix = alike(x, head.matrix)
     return squashed(project(x, matrix, how.transposed), head)
-
-
-def products(x: Array, matrix: Array, transposed: bool) -> Array:
-    """In the dtype of `x`, and added up in float32 at least."""
-    return times(x, matrix.astype(x.dtype), 1, 1 if transposed else 0)
 
 
 # As `products`, and the gradients' own likewise: plain ones would widen all that enters them.
