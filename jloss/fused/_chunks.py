@@ -200,10 +200,14 @@ def chunk_count(chunk: int, trees: Any) -> int:
     count, _ = tiling(tokens, chunk)
     if AxisType.Explicit not in there.mesh.axis_types or there.spec[0] is None:
         return count
-    axes = there.spec[0] if isinstance(there.spec[0], tuple) else (there.spec[0],)
-    own = tokens // math.prod(there.mesh.shape[a] for a in axes)
+    own = tokens // math.prod(there.mesh.shape[a] for a in mesh_axes(there.spec[0]))
     divisors = (n for n in range(1, own + 1) if own % n == 0)
     return min(divisors, key=lambda n: abs(math.log(n / count)), default=1)
+
+
+def mesh_axes(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    """Those over which a partition spec shards one axis."""
+    return (entry,) if isinstance(entry, str) else entry or ()
 
 
 def flat(array: Array, axes: int) -> Array:

@@ -28,7 +28,7 @@ from jloss.fused._ends import Implementation, in_chunks
 from jloss.fused._terms import jensen_shannon_terms, kl_terms
 from jloss.fused._tiles import Head, wide
 from jloss.fused._two_heads import How, of_all_classes, of_the_likeliest, wider
-from jloss.fused.linear import classes_of, head_on
+from jloss.fused.linear import classes_of, expect_tokens, head_on
 from jloss.reduction import R, Reduction, each
 
 if TYPE_CHECKING:
@@ -200,8 +200,7 @@ def divergence(
     x, head = head_on("", *student, how.transposed)
     batch = x.shape[:-1]
     classes, rows = masks(where, weights, x.shape, (x.ndim - 1,))
-    if classes is not None:
-        raise ValueError("`where` deletes tokens here: to forbid a class, give it a bias of -inf")
+    expect_tokens(classes)
     if isinstance(teacher, TopKTeacher):
         log_p, classes, rounding = stored(teacher, head, batch, rows, how)
         values = functools.partial(of_the_likeliest, how, rounding)
@@ -247,8 +246,5 @@ def stored(
     in_order = jnp.sort(jnp.where(missing, size + jnp.arange(k, dtype=jnp.int32), classes), -1)
     insist(in_order[..., 1:] > in_order[..., :-1], "`teacher.classes` should all be different")
     log_p = jax.lax.stop_gradient(nan_unless(ok[..., None], log_p))
-    return (
-        log_p,
-        classes,
-        max(float(jnp.finfo(given.dtype).eps), k * float(jnp.finfo(jnp.float32).eps)),
-    )
+    eps = lambda dtype: float(jnp.finfo(dtype).eps)
+    return log_p, classes, max(eps(given.dtype), k * eps(jnp.float32))

@@ -9,7 +9,7 @@ differentiation (`jvp`) can pass: the others are reverse-mode, and may be differ
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import chex
 import jax
@@ -23,7 +23,7 @@ from jloss._core.checks import nan_unless
 from jloss._core.classes import Labels, labelled
 from jloss._core.inputs import as_array, blank, consumed, expect_shape, hyperparameter
 from jloss._core.numerics import product
-from jloss.fused._chunks import Plans, alike, flat, reverse_only, shared
+from jloss.fused._chunks import Plans, alike, flat, mesh_axes, reverse_only, shared
 from jloss.fused._ends import Implementation, end_of, expect_implementation, reduced_inside
 from jloss.fused._strategies import log_probs, plain, summed
 from jloss.fused._tiles import EXTRA, Head, LogProbs, Plan, wide
@@ -105,14 +105,8 @@ def linear_softmax_cross_entropy(
     doors = where, weights, class_weights
     hidden, head, y = through_the_door(hidden, head, labels, *doors, transposed, axis_name)
     plans = plans_for(head, transposed, wanted, axis_name)
-    like = jnp.zeros((), wide(hidden.dtype))
-    number = lambda name, value, **within: (
-        None if value is None else hyperparameter(name, value, like, **within)
-    )
-    factors = (
-        number("label_smoothing", label_smoothing, least=0, most=1),
-        number("z_loss", z_loss),
-    )
+    share = number("label_smoothing", label_smoothing, hidden, least=0, most=1)
+    factors = share, number("z_loss", z_loss, hidden)
     expect_implementation(implementation)
     end, axes = end_of(reduction)
     if end is None or implementation in ("recompute", "plain"):
@@ -127,7 +121,9 @@ def linear_softmax_cross_entropy(
         with reverse_only():
             return summed(plans, cross_entropy, *tokens, *given)
 
-    return reduced_inside(weighted_sum, y.number.shape, y.rows, y.weights, like.dtype, end, axes)
+    return reduced_inside(
+        weighted_sum, y.number.shape, y.rows, y.weights, wide(hidden.dtype), end, axes
+    )
 
 
 def linear_token_log_probs(
@@ -247,8 +243,7 @@ def through_the_door(
     x, head = head_on("", hidden, head, transposed)
     classes = classes_of(head, transposed, axis_name)
     y = labelled(labels, (*x.shape[:-1], classes), (x.ndim - 1,), where, weights, class_weights)
-    if y.classes is not None:
-        raise ValueError("`where` deletes tokens here: to forbid a class, give it a bias of -inf")
+    expect_tokens(y.classes)
     y = y._replace(number=y.number.astype(jnp.int32))
     return blank(x, y.rows, axis=(x.ndim - 1,)), head, y
 
@@ -268,11 +263,22 @@ def head_on(whose: str, hidden: ArrayLike, head: Head, transposed: bool) -> tupl
     bias = None if head.bias is None else as_array(f"{whose}bias", head.bias)
     if bias is not None:
         expect_shape(f"{whose}bias", bias, (size,))
-    like = jnp.zeros((), wide(x.dtype))
-    above_0 = lambda name, v: None if v is None else hyperparameter(name, v, like, above=0)
-    cap = above_0(f"{whose}soft_cap", head.soft_cap)
+    cap = number(f"{whose}soft_cap", head.soft_cap, x, above=0)
+    temperature = number("temperature", head.temperature, x, above=0)
     x, matrix, bias = contractible(x, matrix, bias, transposed)
-    return x, Head(matrix, bias, cap, above_0("temperature", head.temperature))
+    return x, Head(matrix, bias, cap, temperature)
+
+
+def number(name: str, value: ArrayLike | None, hidden: Array, **within: Any) -> Array | None:
+    """A hyperparameter, if it was given, in the dtype that hidden states are added up in."""
+    like = jnp.zeros((), wide(hidden.dtype))
+    return None if value is None else hyperparameter(name, value, like, **within)
+
+
+def expect_tokens(classes: Array | None) -> None:
+    """Raises if there is a mask over the vocabulary."""
+    if classes is not None:
+        raise ValueError("`where` deletes tokens here: to forbid a class, give it a bias of -inf")
 
 
 def contractible(
@@ -286,9 +292,9 @@ def contractible(
     if AxisType.Explicit not in mesh.axis_types or jax.typeof(matrix).sharding.mesh.empty:
         return x, matrix, bias
     tokens, spec = jax.typeof(x).sharding.spec[:-1], jax.typeof(matrix).sharding.spec
-    names = lambda entry: {entry} if isinstance(entry, str) else set(entry or ())
     vocabulary = spec[0 if transposed else 1]
-    vocabulary = None if names(vocabulary) & set().union(*map(names, tokens)) else vocabulary
+    taken = {name for entry in tokens for name in mesh_axes(entry)}
+    vocabulary = None if taken & set(mesh_axes(vocabulary)) else vocabulary
     put = lambda a, *spec: jax.sharding.reshard(a, NamedSharding(mesh, P(*spec)))
     matrix = put(matrix, *((vocabulary, None) if transposed else (None, vocabulary)))
     there = bias is None or jax.typeof(bias).sharding.mesh.empty
@@ -305,8 +311,7 @@ def plans_for(
     head: Head, transposed: bool, wanted: tuple[str, ...], axis_name: str | None
 ) -> Plans:
     """For this vocabulary; a matrix that devices may share is not cut into tiles but by them."""
-    local = head.matrix.shape[0 if transposed else 1]
-    classes = classes_of(head, transposed, axis_name)
+    local, classes = (classes_of(head, transposed, name) for name in (None, axis_name))
     given = {"local": local, "classes": classes, "axis_name": axis_name}
     given |= {"transposed": transposed, "wanted": wanted}
     on_cpu = ON_CPU | ({"tile": local} if shared() else {})
