@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jax.sharding import AxisType, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import AxisType
 
+from jloss._core.devices import mesh_axes
 from jloss._core.numerics import product
 from jloss.fused._tiles import columns, tiling, wide, zeros_as
 
@@ -51,30 +51,6 @@ def reverse_only() -> Iterator[None]:
             raise
         message = 'forward-mode differentiation (`jvp`) takes `implementation="plain"`'
         raise TypeError(message) from error
-
-
-def alike(*trees: Any, but: str | None = None) -> Any:
-    """All varying over the mesh axes of `shard_map` over which any does, `but` one.
-
-    Outside the rules: JAX then adds up what they give for what all devices share.
-    """
-    trees = on_one_mesh(trees)
-    varying = lambda a: jax.typeof(a).mat.varying
-    axes = frozenset().union(*map(varying, jax.tree.leaves(trees))) - {but}
-    missing = lambda a: tuple(axes - varying(a))
-    cast = lambda a: lax.pcast(a, missing(a), to="varying") if missing(a) else a
-    return jax.tree.map(cast, trees)
-
-
-def on_one_mesh(tree: Any) -> Any:
-    """What lies on no mesh, a constant say, copied onto the Explicit one on which others lie."""
-    mesh_of = lambda a: jax.typeof(a).sharding.mesh
-    meshes = [mesh_of(a) for a in jax.tree.leaves(tree) if not mesh_of(a).empty]
-    if not meshes or AxisType.Explicit not in meshes[0].axis_types:
-        return tree
-    everywhere = lambda a: NamedSharding(meshes[0], P(*(None,) * a.ndim))
-    copied = lambda a: jax.sharding.reshard(a, everywhere(a)) if mesh_of(a).empty else a
-    return jax.tree.map(copied, tree)
 
 
 class Given(NamedTuple):
@@ -203,11 +179,6 @@ def chunk_count(chunk: int, trees: Any) -> int:
     own = tokens // math.prod(there.mesh.shape[a] for a in mesh_axes(there.spec[0]))
     divisors = (n for n in range(1, own + 1) if own % n == 0)
     return min(divisors, key=lambda n: abs(math.log(n / count)), default=1)
-
-
-def mesh_axes(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
-    """Those over which a partition spec shards one axis."""
-    return (entry,) if isinstance(entry, str) else entry or ()
 
 
 def flat(array: Array, axes: int) -> Array:

@@ -13,11 +13,11 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jax.typing import ArrayLike
 
+from jloss._core.devices import alike
 from jloss._core.inputs import blank
 from jloss.fused._chunks import (
     Given,
     Plans,
-    alike,
     apart,
     flat,
     mapped,

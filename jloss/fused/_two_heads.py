@@ -12,8 +12,8 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jloss._core.checks import nan_unless
+from jloss._core.devices import alike
 from jloss._core.numerics import product
-from jloss.fused._chunks import alike
 from jloss.fused._terms import Both, gap_of
 from jloss.fused._tiles import NO_CLASS, Head, products, squashed, times, wide
 

@@ -21,9 +21,10 @@ from jax.typing import ArrayLike
 
 from jloss._core.checks import nan_unless
 from jloss._core.classes import Labels, labelled
+from jloss._core.devices import alike, mesh_axes
 from jloss._core.inputs import as_array, blank, consumed, expect_shape, hyperparameter
 from jloss._core.numerics import product
-from jloss.fused._chunks import Plans, alike, flat, mesh_axes, reverse_only, shared
+from jloss.fused._chunks import Plans, flat, reverse_only, shared
 from jloss.fused._ends import Implementation, end_of, expect_implementation, reduced_inside
 from jloss.fused._strategies import log_probs, plain, summed
 from jloss.fused._tiles import EXTRA, Head, LogProbs, Plan, wide
