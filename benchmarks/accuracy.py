@@ -403,7 +403,9 @@ def main(arguments=None):
     count = QUICK if options.quick else EXAMPLES
     with concurrent.futures.ProcessPoolExecutor(os.cpu_count(), SPAWNED) as pool:
         each = pool.map if jax.default_backend() == "cpu" else map  # an accelerator is not shared
-        result = certificate(list(CATALOG), count, functools.partial(print, flush=True), each)
+        # of paths, gradients are rounded as probabilities are: `sequence_losses` measures those
+        names = [name for name, row in CATALOG.items() if not row.lattice]
+        result = certificate(names, count, functools.partial(print, flush=True), each)
     options.out.mkdir(parents=True, exist_ok=True)
     text = json.dumps(report.strict(result), indent=1, allow_nan=False)
     (options.out / "accuracy.json").write_text(text + "\n")

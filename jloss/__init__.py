@@ -26,6 +26,10 @@ from jloss.losses.classification import (
     softmax_cross_entropy_with_integer_labels as softmax_cross_entropy_with_integer_labels,
 )
 from jloss.losses.classification import softmax_focal_loss as softmax_focal_loss
+from jloss.losses.ctc import ctc_alignment as ctc_alignment
+from jloss.losses.ctc import ctc_greedy_decode as ctc_greedy_decode
+from jloss.losses.ctc import ctc_loss as ctc_loss
+from jloss.losses.ctc import ctc_loss_with_forward_probs as ctc_loss_with_forward_probs
 from jloss.losses.divergence import gaussian_kl_divergence as gaussian_kl_divergence
 from jloss.losses.divergence import generalized_kl_divergence as generalized_kl_divergence
 from jloss.losses.divergence import jensen_shannon_divergence as jensen_shannon_divergence

@@ -4,6 +4,7 @@ A row says how to draw a batch, gives the textbook's formula for ONE example in 
 value, gradient and Hessian follow to any precision, and the few facts that laws ask about.
 """
 
+import collections
 import functools
 import types
 from collections.abc import Callable, Mapping
@@ -33,6 +34,7 @@ class Row(NamedTuple):
     bounded: bool = False  # whether it is finite even for a class that was ruled out
     class_masks: bool = True  # whether `where` may delete classes
     reverse_only: bool = False  # whether forward mode takes another implementation
+    lattice: bool = False  # whether it adds up paths: of whole sequences, flat where there is none
     laws: bool = True  # whether the laws run; a variant need only be accurate
     hyperparameters: Mapping[str, tuple[float, float]] = types.MappingProxyType(
         {}
@@ -89,6 +91,10 @@ def amount_or_none(rng, x):
 
 def beyond(least):
     return lambda rng, x: least + np.abs(number(rng, x))
+
+
+def some_labels(rng, x):
+    return rng.integers(1, x.shape[-1], size=(len(x), 2))
 
 
 def log_distribution(rng, x):
@@ -169,6 +175,24 @@ def kl(x, y):
 def smooth_l1(x, y, beta=1):
     e = abs(x[0] - y[0])
     return e * e / (2 * beta) if e < beta else e - mp.mpf(beta) / 2
+
+
+def ctc(x, y):
+    ways = {(0, 0): mp.mpf(1)}  # (labels read, class of the frame before): probability
+    for frame in (x[i : i + CLASSES] for i in range(0, len(x), CLASSES)):
+        before, ways = ways, collections.defaultdict(mp.mpf)
+        likely = [mp.exp(v) for v in frame]
+        total = mp.fsum(likely)
+        for (n, last), way in before.items():
+            for j in range(CLASSES):
+                new = j not in (0, last)
+                if not new or (n < len(y) and y[n] == j):
+                    ways[n + new, j] += way * likely[j] / total
+    return -mp.log(mp.fsum(way for (n, _), way in ways.items() if n == len(y)))
+
+
+def ctc_of_whole_sequences(logits, labels, **doors):
+    return jloss.ctc_loss(logits, None, labels, **doors)
 
 
 def tilt(x, y, share):
@@ -711,6 +735,17 @@ CATALOG: dict[str, Row] = {
         distribution,
         **of_distributions,
         bounded=True,
+    ),
+    "ctc_loss": Row(
+        ctc_of_whole_sequences,
+        ctc,
+        some_labels,
+        event=(3, CLASSES),
+        names=("logits", "labels"),
+        bad=(-1, 0, CLASSES),
+        any_axis=False,
+        class_masks=False,
+        lattice=True,
     ),
     "gaussian_kl_divergence": Row(
         jloss.gaussian_kl_divergence,

@@ -125,7 +125,8 @@ def test_a_value_with_no_entry_left_is_deleted(row):
         pytest.skip("consumes no axis")
     x, y = batch(row)
     rows, entries = WHERE, np.repeat(WHERE[:, None], CLASSES, 1)
-    for where in (entries, WHERE[:, None]) if row.class_masks else (WHERE[:, None],):
+    column = WHERE.reshape(-1, *(1 for _ in row.event))
+    for where in (entries, column) if row.class_masks else (column,):
         masked = value_and_gradient(
             row, junk(x, ~rows), junk(y, ~rows), where=where, reduction=jloss.mean
         )
@@ -423,8 +424,8 @@ def test_edges_are_finite(row):
 
 @every_loss
 def test_one_class(row):
-    if not row.event:
-        pytest.skip("consumes no axis")
+    if not row.event or row.lattice:
+        pytest.skip("consumes no axis, or takes more than one class")
     x, y = batch(row)
     x, y = x[:, :1], (of_chance(row, 1) + 0 * y[:, :1] if apart(y, row) else y * 0)
     for result in value_and_gradient(row, x, y):
@@ -436,7 +437,7 @@ def test_a_forbidden_class(row):
     if row.names[0] not in ("logits", "log_predictions") or not row.event:
         pytest.skip("forbids nothing")
     x, y = batch(row)
-    forbid = put(x, np.s_[:, -1], -np.inf)
+    forbid = put(x, np.s_[..., -1], -np.inf)
     never, maybe = (of_chance(row, p) for p in (0, 0.5))
     allowed = put(y, np.s_[:, -1], never) if apart(y, row) else np.minimum(y, CLASSES - 2)
     smoothed = isinstance(row.loss, functools.partial) and "label_smoothing" in row.loss.keywords
@@ -449,7 +450,7 @@ def test_a_forbidden_class(row):
     value, gradient = value_and_gradient(row, forbid, required)
     assert np.isfinite(value).all() if row.bounded else np.isposinf(value).all()
     assert np.isfinite(gradient).all()
-    assert row.bounded or (gradient[:, -1] < 0).all()
+    assert row.bounded or row.lattice or (gradient[:, -1] < 0).all()
 
 
 @every_loss
@@ -531,10 +532,10 @@ def test_wrong_arguments_are_told_by_name(row):
         with told(TypeError, truth):
             trace(x, None)
     if row.event:
-        with told(ValueError, "axis"):
+        with told(ValueError, out if row.lattice else "axis"):
             trace(1.0, 1)
         with told(ValueError, out):
-            trace(x[:, :0], y[:, :0] if apart(y, row) else y)
+            trace(x[..., :0], y[..., :0] if apart(y, row) else y)
 
 
 @every_loss

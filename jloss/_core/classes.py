@@ -14,6 +14,7 @@ from jax.sharding import AxisType
 from jax.typing import ArrayLike
 
 from jloss._core.checks import insist, nan_unless
+from jloss._core.devices import total
 from jloss._core.inputs import (
     Axis,
     align,
@@ -199,6 +200,15 @@ def _(axis, primals, tangents):
     behind = jax.lax.stop_gradient(jnp.max(x, axis, keepdims=True)) - x
     mean = jnp.sum(product(p, behind), axis, keepdims=True)
     return entropy(x, axis), jnp.sum(product(p, behind - mean) * tangent, axis)
+
+
+def log_sum_exp(x: Array, axis_name: str | None = None) -> Array:
+    """Over the classes, which lie last and may be split over devices; -inf where there is none."""
+    top = jax.lax.stop_gradient(jnp.max(x, -1))
+    top = top if axis_name is None else jax.lax.pmax(top, axis_name)
+    top = jnp.where(jnp.isfinite(top), top, 0)
+    e = total(jnp.sum(jnp.exp(x - top[..., None]), -1), axis_name)
+    return jnp.where(e == 0, -jnp.inf, jnp.log(jnp.where(e == 0, 1, e)) + top)
 
 
 def first_largest(x: Array, axis: tuple[int, ...], dtype: jnp.dtype) -> Array:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
-from jax import lax
+from jax import Array, lax
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -37,3 +38,18 @@ def on_one_mesh(tree: Any) -> Any:
 def mesh_axes(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
     """Those over which a partition spec shards one axis."""
     return (entry,) if isinstance(entry, str) else entry or ()
+
+
+def on_auto_axes(f: Callable[..., Array], consumed: int, data: Array, *given: Any) -> Array:
+    """`f(data, *given)`, in which XLA shards; it comes out without the last `consumed` axes."""
+    there = jax.typeof(data).sharding
+    if AxisType.Explicit not in there.mesh.axis_types:
+        return f(data, *given)
+    out = NamedSharding(there.mesh, P(*there.spec[: data.ndim - consumed]))
+    on_auto: Any = jax.sharding.auto_axes(f, out_sharding=out)
+    return on_auto(data, *given)
+
+
+def total(of_device: Array, axis_name: str | None) -> Array:
+    """Over the devices that split an axis, the classes say."""
+    return of_device if axis_name is None else lax.psum(of_device, axis_name)

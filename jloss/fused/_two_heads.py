@@ -12,7 +12,8 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jloss._core.checks import nan_unless
-from jloss._core.devices import alike
+from jloss._core.classes import log_sum_exp
+from jloss._core.devices import alike, total
 from jloss._core.numerics import product
 from jloss.fused._terms import Both, gap_of
 from jloss.fused._tiles import NO_CLASS, Head, products, squashed, times, wide
@@ -93,20 +94,6 @@ def _linear_bwd(transposed, given, by):
 
 
 linear.defvjp(_linear_fwd, _linear_bwd)
-
-
-def total(of_device: Array, axis_name: str | None) -> Array:
-    """Over the devices that split the vocabulary."""
-    return of_device if axis_name is None else lax.psum(of_device, axis_name)
-
-
-def log_sum_exp(x: Array, axis_name: str | None) -> Array:
-    """Over the vocabulary [n, classes]; -inf where there is none."""
-    top = lax.stop_gradient(jnp.max(x, -1))
-    top = top if axis_name is None else lax.pmax(top, axis_name)
-    top = jnp.where(jnp.isfinite(top), top, 0)
-    e = total(jnp.sum(jnp.exp(x - top[:, None]), -1), axis_name)
-    return jnp.where(e == 0, -jnp.inf, jnp.log(jnp.where(e == 0, 1, e)) + top)
 
 
 def picked(log_q: Array, classes: Array, axis_name: str | None) -> tuple[Array, Array]:

@@ -1,0 +1,374 @@
+"""Connectionist temporal classification: labels in their order, at frames that nobody marked."""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import TYPE_CHECKING, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jloss._core.checks import nan_unless
+from jloss._core.classes import log_sum_exp
+from jloss._core.devices import on_auto_axes, total
+from jloss._core.inputs import as_array, consumed, expect_shape, floats, integers, required
+from jloss._core.lattice import CHAIN, EXTENDED, MAX_PLUS, Steps, flows, log_total, walked, whole
+from jloss._core.numerics import lean
+from jloss._core.sequences import packed, present, rows_there, sequences, unpadded
+from jloss.reduction import R, Reduction, each, finish
+
+if TYPE_CHECKING:
+    from jax import Array
+    from jaxtyping import ArrayLike, Bool, Float, Int, Real
+
+FEW = 128  # classes, up to which adding gradients up by a product is faster than by a scatter
+
+
+def ctc_loss(
+    logits: Float[ArrayLike, "batch time classes"],
+    logit_paddings: Real[ArrayLike, "batch time"] | None,
+    labels: Int[ArrayLike, "batch labels"],
+    label_paddings: Real[ArrayLike, "batch labels"] | None = None,
+    *,
+    blank_id: Int[ArrayLike, ""] = 0,
+    logit_lengths: Int[ArrayLike, "batch"] | None = None,
+    label_lengths: Int[ArrayLike, "batch"] | None = None,
+    zero_infinity: Bool[ArrayLike, ""] = False,
+    axis_name: str | None = None,
+    where: Bool[ArrayLike, "batch"] | None = None,
+    weights: Real[ArrayLike, "batch"] | None = None,
+    reduction: Reduction[R] = each,
+) -> R:
+    r"""Rewards probability on all ways to spread the labels over the frames, in their order.
+
+    $$\ell = -\log \sum_{\pi: B(\pi) = y} \prod_t \operatorname{softmax}(x_t)_{\pi_t}$$
+
+    $B$ takes a path of one class for each frame, drops repetitions and then blanks. So each label
+    takes one frame or more, and two that are the same have a blank between them.
+
+    Gradients are exact at any length, by arithmetic whose exponents cannot overflow: no logarithms
+    are added up. Memory beside the gradient is that of [time, batch, labels], a few times.
+
+    Label smoothing and focal weights go around it: `(1 - a) * ctc_loss(...) + a * uniform`, with
+    `uniform` the sum over frames of `softmax_cross_entropy(logits, 1 / classes)`, and
+    `jnp.expm1(-loss) ** 2 * loss`, for focal with gamma = 2, of the values.
+
+    Args:
+        logits: $x$. A logit of -inf forbids a class.
+        logit_paddings: 1 or True for frames that are padding, anywhere; None if none are.
+        labels: $y$, class numbers, none of them the blank.
+        label_paddings: 1 or True for labels that are padding, anywhere; None if none are.
+        blank_id: the number of the blank.
+        logit_lengths, label_lengths: how many frames and labels there are, the first ones: another
+            way to say what is padding (with both, what either says is).
+        zero_infinity: whether the loss is 0 where no path has the labels (too few frames: one for
+            each label, and one for each repetition), and not inf. The gradient is 0 there, either
+            way.
+        axis_name: inside `shard_map`, the mesh axis over which the classes are split.
+        where, weights, reduction: as in every loss, see `jloss.reduction`, along the sequences. The
+            mean is over sequences. (torch's divides each loss by its number of labels first: for
+            that, `weights=1 / label_lengths` with `jloss.sum`, over the number of sequences.)
+
+    Returns:
+        The shape [batch], unless `reduction` says otherwise.
+
+    Raises:
+        ValueError: for shapes that do not go together.
+        TypeError: for logits that are not floating or labels that are not integers.
+
+    A label outside [0, classes) or equal to the blank, a length outside its array, or a NaN in a
+    frame that is there gives NaN, in value and gradient of its own sequence.
+
+    Differs from optax: an impossible alignment is inf with gradient 0, not 1e5 with a gradient; a
+    logit of -inf, and NaN in padding, reach nothing else; gradients are exact for long sequences;
+    any padding, not at the end alone; labels that are no class are NaN; no `log_epsilon`.
+
+    References:
+        Graves, Fernandez, Gomez, Schmidhuber, "Connectionist Temporal Classification: Labelling
+        Unsegmented Sequence Data with Recurrent Neural Networks", ICML, 2006.
+
+    >>> logits = jnp.zeros((1, 2, 3))  # two frames, three classes alike: of 9 paths,
+    >>> loss = ctc_loss(logits, None, jnp.array([[1]]))  # (1, 1), (0, 1), (1, 0) say [1]
+    >>> print(f"{jnp.exp(-loss[0]):.4f}")
+    0.3333
+    """
+    x = as_array("logits", logits)
+    rows = rows_there(where, weights, x.shape, 2)
+    doors = logit_paddings, labels, label_paddings, blank_id, logit_lengths, label_lengths, rows
+    values = on_auto_axes(functools.partial(surprise, axis_name), 2, x, *doors)
+    values = jnp.where(jnp.asarray(zero_infinity) & (values == jnp.inf), 0, values)
+    return finish(values, reduction, where=rows, weights=weights)
+
+
+def ctc_loss_with_forward_probs(
+    logits: Float[ArrayLike, "batch time classes"],
+    logit_paddings: Real[ArrayLike, "batch time"] | None,
+    labels: Int[ArrayLike, "batch labels"],
+    label_paddings: Real[ArrayLike, "batch labels"] | None = None,
+    *,
+    blank_id: Int[ArrayLike, ""] = 0,
+    logit_lengths: Int[ArrayLike, "batch"] | None = None,
+    label_lengths: Int[ArrayLike, "batch"] | None = None,
+) -> tuple[Array, Array, Array]:
+    """`ctc_loss`, and the probabilities of all beginnings that it is made of.
+
+    Args:
+        logits, logit_paddings, labels, label_paddings, blank_id, logit_lengths, label_lengths: as
+            in `ctc_loss`.
+
+    Returns:
+        The loss [batch]; the logarithms [time, batch, 1 + labels] of the probability that the
+        frames so far say the first n labels and then a blank (at the last frame: whether or not
+        there was a blank), and of the probability that they say them up to a label just now
+        (`[t, b, n]` is the (n + 1)-th), [time, batch, labels]. -inf is what cannot be.
+
+    Raises:
+        ValueError, TypeError: as `ctc_loss`.
+
+    References:
+        See `ctc_loss`.
+
+    >>> logits, labels = jnp.zeros((1, 2, 3)), jnp.array([[1]])
+    >>> loss, blanks, spoken = ctc_loss_with_forward_probs(logits, None, labels)
+    >>> print(jnp.rint(9 * jnp.exp(spoken[:, 0, 0])))  # (1, ?) and then (0, 1), (1, 1)
+    [3. 2.]
+    """
+    doors = logit_paddings, labels, label_paddings, blank_id, logit_lengths, label_lengths
+    x = as_array("logits", logits)
+    steps = steps_of(through_the_door(None, x, *doors))
+    keep = lambda cells, _: tuple(map(EXTENDED.log, cells))
+    blanks, spoken = (whole(kept, steps) for kept in walked(EXTENDED, CHAIN, steps, keep)[2])
+    blanks = jnp.concatenate([blanks[:-1], jnp.logaddexp(blanks[-1:], spoken[-1:])])
+    as_given = lambda a: a.reshape(len(a), *x.shape[:-2], a.shape[-1])
+    return surprise(None, x, *doors), as_given(blanks), as_given(spoken[..., 1:])
+
+
+class Alignment(NamedTuple):
+    """What each frame says, on the likeliest path.
+
+    Attributes:
+        labels: the class of each frame, the blank where it says none, [batch, time].
+        positions: which of the sequence's labels that is, -1 for blanks, [batch, time].
+        scores: the log-probability of each frame's class, 0 in padding, [batch, time].
+        log_likelihood: that of the path, the sum of the scores, [batch].
+    """
+
+    labels: Array
+    positions: Array
+    scores: Array
+    log_likelihood: Array
+
+
+def ctc_alignment(
+    logits: Float[ArrayLike, "batch time classes"],
+    logit_paddings: Real[ArrayLike, "batch time"] | None,
+    labels: Int[ArrayLike, "batch labels"],
+    label_paddings: Real[ArrayLike, "batch labels"] | None = None,
+    *,
+    blank_id: Int[ArrayLike, ""] = 0,
+    logit_lengths: Int[ArrayLike, "batch"] | None = None,
+    label_lengths: Int[ArrayLike, "batch"] | None = None,
+) -> Alignment:
+    """The likeliest of the paths that `ctc_loss` adds up: which frame says which label.
+
+    Args:
+        logits, logit_paddings, labels, label_paddings, blank_id, logit_lengths, label_lengths: as
+            in `ctc_loss`.
+
+    Returns:
+        See `Alignment`. Where no path has the labels, or where `ctc_loss` is NaN, all frames are
+        blank, and the log-likelihood is -inf, or NaN.
+
+    Raises:
+        ValueError, TypeError: as `ctc_loss`.
+
+    References:
+        See `ctc_loss`. Viterbi, "Error Bounds for Convolutional Codes and an Asymptotically Optimum
+        Decoding Algorithm", IEEE Transactions on Information Theory, 1967.
+
+    >>> logits = jnp.array([[[0.0, 5.0, 0.0], [0.0, 0.0, 5.0], [5.0, 0.0, 0.0]]])
+    >>> print(ctc_alignment(logits, None, jnp.array([[1, 2]])).labels)
+    [[1 2 0]]
+    """
+    doors = logit_paddings, labels, label_paddings, blank_id, logit_lengths, label_lengths
+    x = lax.stop_gradient(as_array("logits", logits))
+    spoken = through_the_door(None, x, *doors)
+    steps = steps_of(spoken)
+    best, (_, used) = flows(MAX_PLUS, CHAIN, steps, spoken.length)
+    used = (used[..., 1:] > 0) & spoken.frames.T[..., None]  # [time, batch, labels]
+    positions = jnp.where(jnp.any(used, 2), jnp.argmax(used, 2).astype(jnp.int32), -1).T
+    log_p = jnp.concatenate([steps.weights[0], steps.weights[1][..., 1:]], 2).swapaxes(0, 1)
+    scores = jnp.take_along_axis(log_p, positions[..., None] + 1, 2)[..., 0]
+    labels = jnp.take_along_axis(spoken.classes, positions + 1, 1)
+    best = nan_unless(spoken.good & ~has_nan(steps), best)
+    as_given = lambda a: a.reshape(*x.shape[:-2], *a.shape[1:])
+    return Alignment(*map(as_given, (labels, positions, scores, best)))
+
+
+class Transcript(NamedTuple):
+    """What frames say.
+
+    Attributes:
+        labels: the classes in their order, and then the blank as padding, [batch, time].
+        lengths: how many there are, [batch].
+        log_likelihood: that of the path that says them, [batch].
+    """
+
+    labels: Array
+    lengths: Array
+    log_likelihood: Array
+
+
+def ctc_greedy_decode(
+    logits: Float[ArrayLike, "batch time classes"],
+    logit_paddings: Real[ArrayLike, "batch time"] | None = None,
+    *,
+    blank_id: Int[ArrayLike, ""] = 0,
+    logit_lengths: Int[ArrayLike, "batch"] | None = None,
+) -> Transcript:
+    """What the likeliest class of each frame says: without repetitions, then without blanks.
+
+    Args:
+        logits, logit_paddings, blank_id, logit_lengths: as in `ctc_loss`.
+
+    Returns:
+        See `Transcript`.
+
+    Raises:
+        ValueError: for shapes that do not go together.
+
+    References:
+        Graves, Fernandez, Gomez, Schmidhuber, "Connectionist Temporal Classification: Labelling
+        Unsegmented Sequence Data with Recurrent Neural Networks", ICML, 2006 ("best path").
+
+    >>> logits = 5.0 * jax.nn.one_hot(jnp.array([[1, 1, 0, 1, 2, 2]]), 3)
+    >>> transcript = ctc_greedy_decode(logits)
+    >>> print(transcript.labels, transcript.lengths)
+    [[1 1 2 0 0 0]] [3]
+    """
+    x, _ = consumed("logits", sequences("logits", logits, ("time", "classes")), -1)
+    frames, _ = present("logit_lengths", logit_lengths, x.shape[:-1], None)
+    frames = unpadded("logit_paddings", logit_paddings, frames)
+    blank_id = integers("blank_id", blank_id).astype(jnp.int32)
+    clean = cleaned(x, frames)
+    path = packed(jnp.argmax(clean, -1).astype(jnp.int32), frames, blank_id)
+    before = jnp.concatenate([jnp.full_like(path[..., :1], -1), path[..., :-1]], -1)
+    says = (path != before) & (path != blank_id)
+    lengths = jnp.sum(says, -1, dtype=jnp.int32)
+    score = jnp.sum(jnp.where(frames, jnp.max(clean, -1) - log_sum_exp(clean), 0), -1)
+    return Transcript(packed(path, says, blank_id), lengths, score)
+
+
+class Spoken(NamedTuple):
+    """A batch through the door in, its leading axes made one."""
+
+    logits: Array  # [batch, time, classes], as they came
+    classes: Array  # [batch, 1 + labels]: the blank, the labels, and the blank again as padding
+    frames: Array  # bool [batch, time]
+    length: Array  # how many labels there are, [batch]
+    good: Array  # whether all is as it should be or deleted, [batch]
+
+
+def through_the_door(
+    axis_name,
+    logits,
+    logit_paddings,
+    labels,
+    label_paddings,
+    blank_id,
+    logit_lengths,
+    label_lengths,
+    rows=None,
+) -> Spoken:
+    """The door in: what is no label or is not there stands as a blank."""
+    x, _ = consumed("logits", sequences("logits", logits, ("time", "classes")), -1)
+    y = integers("labels", sequences("labels", labels, ("labels",)))
+    expect_shape("labels", y, (*x.shape[:-2], y.shape[-1]))
+    frames, good = present("logit_lengths", logit_lengths, x.shape[:-1], rows)
+    frames = unpadded("logit_paddings", logit_paddings, frames)
+    there, right = present("label_lengths", label_lengths, y.shape, rows)
+    there = unpadded("label_paddings", label_paddings, there)
+    blank_id = integers("blank_id", blank_id).astype(y.dtype)
+    size = x.shape[-1] * (1 if axis_name is None else lax.axis_size(axis_name))
+    known = (y >= 0) & (y < size) & (y != blank_id)
+    message = f"`labels` should lie in [0, {size}), and none be `blank_id`"
+    good = good & right & jnp.all(required(known, there, message), -1)
+    y = jnp.where(known & there, y, blank_id)
+    y = y if label_paddings is None else packed(y, there, blank_id)
+    blanks = jnp.broadcast_to(blank_id, (*y.shape[:-1], 1))
+    length = jnp.sum(there, -1, dtype=jnp.int32)
+    batch = math.prod(y.shape[:-1])
+    flat = lambda a: a.reshape(batch, *a.shape[y.ndim - 1 :])
+    return Spoken(*map(flat, (x, jnp.concatenate([blanks, y], -1), frames, length, good)))
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
+def log_probs(x: Array, classes: Array, frames: Array, axis_name: str | None) -> Array:
+    """log softmax(x) at each sequence's classes, [batch, time, 1 + labels]; 0 in padded frames.
+
+    The rule is what plain differentiation gives (its twin is `log_probs.fun`), but for small
+    vocabularies: there slopes are added up by a product with one-hot rows, and not by a scatter.
+    """
+    clean = cleaned(x, frames)
+    own = looked_up(x, classes, axis_name).astype(clean.dtype)
+    own = total(own, axis_name) - log_sum_exp(clean, axis_name)[..., None]
+    return jnp.where(frames[..., None], own, 0)
+
+
+@log_probs.defjvp
+def _(axis_name, primals, tangents):
+    (x, classes, frames), (along, *_) = primals, tangents
+    x, along = cleaned(x, frames), cleaned(along, frames)
+    share = jnp.exp(x - log_sum_exp(x, axis_name)[..., None])
+    if x.shape[2] <= FEW:
+        one_hot = jax.nn.one_hot(of_device(x, classes, axis_name), x.shape[2], dtype=x.dtype)
+        own = jnp.einsum("btv,bnv->btn", along, one_hot, precision=lax.Precision.HIGHEST)
+    else:
+        own = looked_up(along, classes, axis_name)
+    own = own - jnp.sum(share * along, 2, keepdims=True)
+    return log_probs(*primals, axis_name), total(own, axis_name)
+
+
+def cleaned(x: Array, frames: Array) -> Array:
+    """In float32 at least, 0 in padded frames."""
+    (x,) = floats(logits=x)
+    return jnp.where(frames[..., None], x, 0)
+
+
+def of_device(x: Array, classes: Array, axis_name: str | None) -> Array:
+    """The numbers of the classes among those of this device, and one beyond for all others."""
+    if axis_name is None:
+        return classes
+    own = classes - lax.axis_index(axis_name) * x.shape[2]
+    return jnp.where((own >= 0) & (own < x.shape[2]), own, x.shape[2])
+
+
+def looked_up(x: Array, classes: Array, axis_name: str | None) -> Array:
+    """What each frame holds at its sequence's classes; 0 at those of other devices."""
+    look = lambda x, at: x.at[:, at].get(mode="fill", fill_value=0)
+    return jax.vmap(look)(x, of_device(x, classes, axis_name))
+
+
+def steps_of(spoken: Spoken, axis_name: str | None = None) -> Steps:
+    """Through CTC's lattice, whose position n says that n labels have been read."""
+    log_p = lean(log_probs, static_argnums=3)(*spoken[:3], axis_name).swapaxes(0, 1)
+    frames, y = spoken.frames.T[..., None], spoken.classes
+    starts = lax.broadcasted_iota(jnp.int32, (1, 1, y.shape[1]), 2) == 0
+    repeats = jnp.pad(y[:, 1:-1] == y[:, 2:], ((0, 0), (1, 1)))
+    return Steps((log_p[..., :1], jnp.where(starts, -jnp.inf, log_p)), frames, repeats)
+
+
+def surprise(axis_name: str | None, logits: Array, *given) -> Array:
+    """-log p(labels); NaN where something is not as it should be."""
+    spoken = through_the_door(axis_name, logits, *given)
+    steps = steps_of(spoken, axis_name)
+    value = -log_total(CHAIN, steps, spoken.length)
+    value += lax.stop_gradient(jnp.maximum(-value, 0))  # what rounding leaves below 0
+    return nan_unless(spoken.good & ~has_nan(steps), value).reshape(logits.shape[:-2])
+
+
+def has_nan(steps: Steps) -> Array:
+    """Whether a frame that is there has one, [batch]."""
+    return jnp.any(jnp.isnan(steps.weights[0]) | jnp.isnan(steps.weights[1]), (0, 2))
