@@ -74,6 +74,12 @@ from jloss.losses.regularization import l2_regularization as l2_regularization
 from jloss.losses.regularization import z_loss as z_loss
 from jloss.losses.similarity import cosine_distance as cosine_distance
 from jloss.losses.similarity import cosine_similarity as cosine_similarity
+from jloss.losses.transducer import rnnt_alignment as rnnt_alignment
+from jloss.losses.transducer import rnnt_loss as rnnt_loss
+from jloss.losses.transducer import rnnt_loss_from_joint as rnnt_loss_from_joint
+from jloss.losses.transducer import rnnt_pruned_loss as rnnt_pruned_loss
+from jloss.losses.transducer import rnnt_pruning_ranges as rnnt_pruning_ranges
+from jloss.losses.transducer import rnnt_simple_loss as rnnt_simple_loss
 from jloss.optimizers.adam import adam as adam
 from jloss.optimizers.adam import adamw as adamw
 from jloss.optimizers.rmsprop import rmsprop as rmsprop

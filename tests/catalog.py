@@ -6,10 +6,12 @@ value, gradient and Hessian follow to any precision, and the few facts that laws
 
 import collections
 import functools
+import itertools
 import types
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import mpmath as mp
 import numpy as np
 
@@ -93,8 +95,12 @@ def beyond(least):
     return lambda rng, x: least + np.abs(number(rng, x))
 
 
-def some_labels(rng, x):
-    return rng.integers(1, x.shape[-1], size=(len(x), 2))
+def two_labels(rng, x):
+    return rng.integers(1, CLASSES, size=(len(x), 2))
+
+
+def one_label(rng, x):
+    return two_labels(rng, x)[:, :1]
 
 
 def log_distribution(rng, x):
@@ -189,6 +195,45 @@ def ctc(x, y):
                 if not new or (n < len(y) and y[n] == j):
                     ways[n + new, j] += way * likely[j] / total
     return -mp.log(mp.fsum(way for (n, _), way in ways.items() if n == len(y)))
+
+
+def rnnt(x, y, positions=2):
+    """Of logits [time, labels + 1, classes]."""
+    rows = iter([x[i : i + CLASSES] for i in range(0, len(x), CLASSES)])
+    time, ways = len(x) // CLASSES // positions, collections.defaultdict(mp.mpf)
+    ways[0, 0] = mp.mpf(1)
+    for t, u in itertools.product(range(time), range(positions)):
+        likely = [mp.exp(v) for v in next(rows)]
+        ways[t + 1, u] += ways[t, u] * likely[0] / mp.fsum(likely)
+        if u < len(y):
+            ways[t, u + 1] += ways[t, u] * likely[y[u]] / mp.fsum(likely)
+    return -mp.log(ways[time, len(y)])
+
+
+SIMPLE = np.random.default_rng(0).integers(-8, 8, size=(2, CLASSES)) / 4
+
+
+def rnnt_simple(x, y):
+    frames = (x[i : i + CLASSES] for i in range(0, len(x), CLASSES))
+    return rnnt([v + mp.mpf(w) for e in frames for p in SIMPLE for v, w in zip(e, p)], y)
+
+
+def rnnt_simply_joined(encoder, labels, **doors):
+    shape = (*np.shape(encoder)[:-2], *SIMPLE.shape)
+    predictor = jnp.broadcast_to(jnp.asarray(SIMPLE, getattr(encoder, "dtype", None)), shape)
+    return jloss.rnnt_simple_loss(encoder, predictor, labels, **doors)
+
+
+def rnnt_joined(encoder, labels, **doors):
+    """The joint that is nothing but a reshape."""
+    joint = lambda e, p: e.reshape(*e.shape[:-1], 2, e.shape[-1] // 2)
+    predictor = jnp.zeros((*np.shape(encoder)[:-2], 2, 1), jnp.float32)
+    return jloss.rnnt_loss_from_joint(joint, encoder, predictor, labels, chunk=1, **doors)
+
+
+def rnnt_within_all(logits, labels, **doors):
+    ranges = jnp.zeros(np.shape(logits)[:-2], jnp.int32)
+    return jloss.rnnt_pruned_loss(logits, ranges, labels, **doors)
 
 
 def ctc_of_whole_sequences(logits, labels, **doors):
@@ -341,6 +386,14 @@ of_two_heads = {
     "any_axis": False,
     "class_masks": False,
     "reverse_only": True,
+}
+of_paths = {
+    "event": (2, 2, CLASSES),
+    "names": ("logits", "labels"),
+    "bad": (-1, 0, CLASSES),
+    "any_axis": False,
+    "class_masks": False,
+    "lattice": True,
 }
 of_scores = {**of_labels, "names": ("scores", "labels")}
 of_counts = {**of_labels, "classes_exchange": False}
@@ -739,13 +792,23 @@ CATALOG: dict[str, Row] = {
     "ctc_loss": Row(
         ctc_of_whole_sequences,
         ctc,
-        some_labels,
-        event=(3, CLASSES),
-        names=("logits", "labels"),
-        bad=(-1, 0, CLASSES),
-        any_axis=False,
-        class_masks=False,
-        lattice=True,
+        two_labels,
+        **{**of_paths, "event": (3, CLASSES)},
+    ),
+    "rnnt_loss": Row(jloss.rnnt_loss, rnnt, one_label, **of_paths),
+    "rnnt_loss_from_joint": Row(
+        rnnt_joined,
+        rnnt,
+        one_label,
+        **{**of_paths, "event": (2, 2 * CLASSES), "names": ("encoder", "labels")},
+    ),
+    "rnnt_pruned_loss": Row(rnnt_within_all, rnnt, one_label, **of_paths),
+    "rnnt_simple_loss": Row(
+        rnnt_simply_joined,
+        rnnt_simple,
+        one_label,
+        **{**of_paths, "event": (2, CLASSES), "names": ("encoder", "labels")},
+        reach=(-80, 80),
     ),
     "gaussian_kl_divergence": Row(
         jloss.gaussian_kl_divergence,

@@ -202,6 +202,19 @@ def _(axis, primals, tangents):
     return entropy(x, axis), jnp.sum(product(p, behind - mean) * tangent, axis)
 
 
+def of_device(x: Array, classes: Array, axis_name: str | None) -> Array:
+    """The numbers of classes among those of this device, which lie last; one beyond for others'."""
+    if axis_name is None:
+        return classes
+    own = classes - jax.lax.axis_index(axis_name) * x.shape[-1]
+    return jnp.where((own >= 0) & (own < x.shape[-1]), own, x.shape[-1])
+
+
+def classes_over_devices(x: Array, axis_name: str | None) -> int:
+    """How many classes there are on all devices."""
+    return x.shape[-1] * (1 if axis_name is None else jax.lax.axis_size(axis_name))
+
+
 def log_sum_exp(x: Array, axis_name: str | None = None) -> Array:
     """Over the classes, which lie last and may be split over devices; -inf where there is none."""
     top = jax.lax.stop_gradient(jnp.max(x, -1))

@@ -307,3 +307,14 @@ def _(lattice: Lattice, primals: Any, tangents: Any):
     total, flow = flows(EXTENDED, lattice, steps, end)
     moved = (jnp.sum(used * by, (0, 2)) for used, by in zip(flow, along.weights))
     return total, sum(moved, jnp.zeros_like(total))
+
+
+def surprise(lattice: Lattice, steps: Steps, end: Array) -> Array:
+    """-log of the probability of all paths to `end`, [batch]: inf, with slopes of 0, if none."""
+    value = -log_total(lattice, steps, end)
+    return value + lax.stop_gradient(jnp.maximum(-value, 0))  # what rounding leaves below 0
+
+
+def has_nan(steps: Steps) -> Array:
+    """Whether any weight is NaN, which no path would show, [batch]."""
+    return functools.reduce(jnp.logical_or, (jnp.any(jnp.isnan(w), (0, 2)) for w in steps.weights))

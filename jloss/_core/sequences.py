@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike
@@ -58,3 +60,34 @@ def packed(array: Array, there: Array, fill: ArrayLike) -> Array:
     """What is there of [..., steps], moved together to the left, and then `fill`."""
     order = jnp.argsort(~there, axis=-1, stable=True)
     return jnp.take_along_axis(jnp.where(there, array, fill), order, -1)
+
+
+class Transcripts(NamedTuple):
+    """Labels through the door in."""
+
+    labels: Array  # [..., labels], the blank where one is none or not there
+    length: Array  # how many there are, [...]
+    good: Array  # whether all that are there are labels, [...]
+
+
+def transcripts(
+    labels: ArrayLike,
+    label_paddings: ArrayLike | None,
+    label_lengths: ArrayLike | None,
+    blank_id: ArrayLike,
+    size: int,  # of the vocabulary
+    shape: tuple[int, ...],
+    rows: Array | None,
+) -> Transcripts:
+    """The door in for sequences of labels, of which none is the blank."""
+    y = integers("labels", labels)
+    expect_shape("labels", y, shape)
+    there, good = present("label_lengths", label_lengths, shape, rows)
+    there = unpadded("label_paddings", label_paddings, there)
+    blank_id = integers("blank_id", blank_id).astype(y.dtype)
+    known = (y >= 0) & (y < size) & (y != blank_id)
+    message = f"`labels` should lie in [0, {size}), and none be `blank_id`"
+    good &= jnp.all(required(known, there, message), -1)
+    y = jnp.where(known & there, y, blank_id)
+    y = y if label_paddings is None else packed(y, there, blank_id)
+    return Transcripts(y, jnp.sum(there, -1, dtype=jnp.int32), good)

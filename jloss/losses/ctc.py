@@ -11,12 +11,22 @@ import jax.numpy as jnp
 from jax import lax
 
 from jloss._core.checks import nan_unless
-from jloss._core.classes import log_sum_exp
+from jloss._core.classes import classes_over_devices, log_sum_exp, of_device
 from jloss._core.devices import on_auto_axes, total
-from jloss._core.inputs import as_array, consumed, expect_shape, floats, integers, required
-from jloss._core.lattice import CHAIN, EXTENDED, MAX_PLUS, Steps, flows, log_total, walked, whole
+from jloss._core.inputs import as_array, consumed, floats, integers
+from jloss._core.lattice import (
+    CHAIN,
+    EXTENDED,
+    MAX_PLUS,
+    Steps,
+    flows,
+    has_nan,
+    surprise,
+    walked,
+    whole,
+)
 from jloss._core.numerics import lean
-from jloss._core.sequences import packed, present, rows_there, sequences, unpadded
+from jloss._core.sequences import packed, present, rows_there, sequences, transcripts, unpadded
 from jloss.reduction import R, Reduction, each, finish
 
 if TYPE_CHECKING:
@@ -97,7 +107,7 @@ def ctc_loss(
     x = as_array("logits", logits)
     rows = rows_there(where, weights, x.shape, 2)
     doors = logit_paddings, labels, label_paddings, blank_id, logit_lengths, label_lengths, rows
-    values = on_auto_axes(functools.partial(surprise, axis_name), 2, x, *doors)
+    values = on_auto_axes(functools.partial(surprise_of_labels, axis_name), 2, x, *doors)
     values = jnp.where(jnp.asarray(zero_infinity) & (values == jnp.inf), 0, values)
     return finish(values, reduction, where=rows, weights=weights)
 
@@ -142,7 +152,7 @@ def ctc_loss_with_forward_probs(
     blanks, spoken = (whole(kept, steps) for kept in walked(EXTENDED, CHAIN, steps, keep)[2])
     blanks = jnp.concatenate([blanks[:-1], jnp.logaddexp(blanks[-1:], spoken[-1:])])
     as_given = lambda a: a.reshape(len(a), *x.shape[:-2], a.shape[-1])
-    return surprise(None, x, *doors), as_given(blanks), as_given(spoken[..., 1:])
+    return surprise_of_labels(None, x, *doors), as_given(blanks), as_given(spoken[..., 1:])
 
 
 class Alignment(NamedTuple):
@@ -284,24 +294,15 @@ def through_the_door(
 ) -> Spoken:
     """The door in: what is no label or is not there stands as a blank."""
     x, _ = consumed("logits", sequences("logits", logits, ("time", "classes")), -1)
-    y = integers("labels", sequences("labels", labels, ("labels",)))
-    expect_shape("labels", y, (*x.shape[:-2], y.shape[-1]))
+    y = sequences("labels", labels, ("labels",))
     frames, good = present("logit_lengths", logit_lengths, x.shape[:-1], rows)
     frames = unpadded("logit_paddings", logit_paddings, frames)
-    there, right = present("label_lengths", label_lengths, y.shape, rows)
-    there = unpadded("label_paddings", label_paddings, there)
-    blank_id = integers("blank_id", blank_id).astype(y.dtype)
-    size = x.shape[-1] * (1 if axis_name is None else lax.axis_size(axis_name))
-    known = (y >= 0) & (y < size) & (y != blank_id)
-    message = f"`labels` should lie in [0, {size}), and none be `blank_id`"
-    good = good & right & jnp.all(required(known, there, message), -1)
-    y = jnp.where(known & there, y, blank_id)
-    y = y if label_paddings is None else packed(y, there, blank_id)
-    blanks = jnp.broadcast_to(blank_id, (*y.shape[:-1], 1))
-    length = jnp.sum(there, -1, dtype=jnp.int32)
-    batch = math.prod(y.shape[:-1])
-    flat = lambda a: a.reshape(batch, *a.shape[y.ndim - 1 :])
-    return Spoken(*map(flat, (x, jnp.concatenate([blanks, y], -1), frames, length, good)))
+    size, shape = classes_over_devices(x, axis_name), (*x.shape[:-2], y.shape[-1])
+    y = transcripts(labels, label_paddings, label_lengths, blank_id, size, shape, rows)
+    ends = *((0, 0, 0) for _ in shape[:-1]), (1, 0, 0)
+    classes = lax.pad(y.labels, jnp.asarray(blank_id, y.labels.dtype), ends)
+    flat = lambda a: a.reshape(math.prod(shape[:-1]), *a.shape[len(shape) - 1 :])
+    return Spoken(*map(flat, (x, classes, frames, y.length, good & y.good)))
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
@@ -337,14 +338,6 @@ def cleaned(x: Array, frames: Array) -> Array:
     return jnp.where(frames[..., None], x, 0)
 
 
-def of_device(x: Array, classes: Array, axis_name: str | None) -> Array:
-    """The numbers of the classes among those of this device, and one beyond for all others."""
-    if axis_name is None:
-        return classes
-    own = classes - lax.axis_index(axis_name) * x.shape[2]
-    return jnp.where((own >= 0) & (own < x.shape[2]), own, x.shape[2])
-
-
 def looked_up(x: Array, classes: Array, axis_name: str | None) -> Array:
     """What each frame holds at its sequence's classes; 0 at those of other devices."""
     look = lambda x, at: x.at[:, at].get(mode="fill", fill_value=0)
@@ -360,15 +353,9 @@ def steps_of(spoken: Spoken, axis_name: str | None = None) -> Steps:
     return Steps((log_p[..., :1], jnp.where(starts, -jnp.inf, log_p)), frames, repeats)
 
 
-def surprise(axis_name: str | None, logits: Array, *given) -> Array:
+def surprise_of_labels(axis_name: str | None, logits: Array, *given) -> Array:
     """-log p(labels); NaN where something is not as it should be."""
     spoken = through_the_door(axis_name, logits, *given)
     steps = steps_of(spoken, axis_name)
-    value = -log_total(CHAIN, steps, spoken.length)
-    value += lax.stop_gradient(jnp.maximum(-value, 0))  # what rounding leaves below 0
-    return nan_unless(spoken.good & ~has_nan(steps), value).reshape(logits.shape[:-2])
-
-
-def has_nan(steps: Steps) -> Array:
-    """Whether a frame that is there has one, [batch]."""
-    return jnp.any(jnp.isnan(steps.weights[0]) | jnp.isnan(steps.weights[1]), (0, 2))
+    value = nan_unless(spoken.good & ~has_nan(steps), surprise(CHAIN, steps, spoken.length))
+    return value.reshape(logits.shape[:-2])
