@@ -17,7 +17,7 @@ BELOW = {  # room: the rooms it stands on
     "_core": {"_core"},
     "reduction": {"_core"},
     "fused": {"_core", "reduction", "fused"},
-    "metrics": {"_core", "reduction"},
+    "metrics": {"_core", "reduction", "metrics"},
     "losses": {"_core", "reduction", "fused", "metrics"},
     "optimizers": {"optimizers"},
     "training": set(),
