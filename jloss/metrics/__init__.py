@@ -11,3 +11,4 @@ from jloss.metrics.classification import fbeta_score as fbeta_score
 from jloss.metrics.classification import precision as precision
 from jloss.metrics.classification import recall as recall
 from jloss.metrics.classification import top_k_accuracy as top_k_accuracy
+from jloss.metrics.sequence import edit_distance as edit_distance
