@@ -26,6 +26,8 @@ from jloss.losses.classification import (
     softmax_cross_entropy_with_integer_labels as softmax_cross_entropy_with_integer_labels,
 )
 from jloss.losses.classification import softmax_focal_loss as softmax_focal_loss
+from jloss.losses.crf import crf_decode as crf_decode
+from jloss.losses.crf import crf_log_likelihood as crf_log_likelihood
 from jloss.losses.ctc import ctc_alignment as ctc_alignment
 from jloss.losses.ctc import ctc_greedy_decode as ctc_greedy_decode
 from jloss.losses.ctc import ctc_loss as ctc_loss

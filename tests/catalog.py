@@ -236,6 +236,29 @@ def rnnt_within_all(logits, labels, **doors):
     return jloss.rnnt_pruned_loss(logits, ranges, labels, **doors)
 
 
+TRANSITIONS = np.random.default_rng(1).integers(-8, 8, size=(CLASSES, CLASSES)) / 4
+
+
+def crf(x, y):
+    rows = [x[i : i + CLASSES] for i in range(0, len(x), CLASSES)]
+    ways = [mp.exp(v) for v in rows[0]]
+    given = ways[y[0]]
+    for i, row in enumerate(rows[1:]):
+        step = [[mp.exp(v + mp.mpf(a[j])) for j, v in enumerate(row)] for a in TRANSITIONS]
+        ways = [mp.fsum(w * s[j] for w, s in zip(ways, step)) for j in range(CLASSES)]
+        given *= step[y[i]][y[i + 1]]
+    return mp.log(given / mp.fsum(ways))
+
+
+def tags(rng, x):
+    return rng.integers(0, CLASSES, size=x.shape[:-1])
+
+
+def crf_of_these_transitions(scores, tags, **doors):
+    transitions = jnp.asarray(TRANSITIONS, jnp.float32)
+    return jloss.crf_log_likelihood(scores, tags, transitions, **doors)
+
+
 def ctc_of_whole_sequences(logits, labels, **doors):
     return jloss.ctc_loss(logits, None, labels, **doors)
 
@@ -794,6 +817,12 @@ CATALOG: dict[str, Row] = {
         ctc,
         two_labels,
         **{**of_paths, "event": (3, CLASSES)},
+    ),
+    "crf_log_likelihood": Row(
+        crf_of_these_transitions,
+        crf,
+        tags,
+        **{**of_paths, "event": (3, CLASSES), "names": ("scores", "tags"), "bad": (-1, CLASSES)},
     ),
     "rnnt_loss": Row(jloss.rnnt_loss, rnnt, one_label, **of_paths),
     "rnnt_loss_from_joint": Row(

@@ -217,11 +217,17 @@ def classes_over_devices(x: Array, axis_name: str | None) -> int:
 
 def log_sum_exp(x: Array, axis_name: str | None = None) -> Array:
     """Over the classes, which lie last and may be split over devices; -inf where there is none."""
+    top, rest = log_sum_exp_parts(x, axis_name)
+    return rest + top
+
+
+def log_sum_exp_parts(x: Array, axis_name: str | None = None) -> tuple[Array, Array]:
+    """The largest, and what is to be added: less the one and then the other rounds less."""
     top = jax.lax.stop_gradient(jnp.max(x, -1))
     top = top if axis_name is None else jax.lax.pmax(top, axis_name)
     top = jnp.where(jnp.isfinite(top), top, 0)
     e = total(jnp.sum(jnp.exp(x - top[..., None]), -1), axis_name)
-    return jnp.where(e == 0, -jnp.inf, jnp.log(jnp.where(e == 0, 1, e)) + top)
+    return top, jnp.where(e == 0, -jnp.inf, jnp.log(jnp.where(e == 0, 1, e)))
 
 
 def first_largest(x: Array, axis: tuple[int, ...], dtype: jnp.dtype) -> Array:

@@ -40,8 +40,8 @@ def mesh_axes(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
     return (entry,) if isinstance(entry, str) else entry or ()
 
 
-def on_auto_axes(f: Callable[..., Array], consumed: int, data: Array, *given: Any) -> Array:
-    """`f(data, *given)`, in which XLA shards; it comes out without the last `consumed` axes."""
+def on_auto_axes(f: Callable[..., Any], consumed: int, data: Array, *given: Any) -> Any:
+    """`f(data, *given)`, in which XLA shards; results keep the axes before the last `consumed`."""
     there = jax.typeof(data).sharding
     if AxisType.Explicit not in there.mesh.axis_types:
         return f(data, *given)

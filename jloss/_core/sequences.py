@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike
 
-from jloss._core.inputs import as_array, expect_shape, integers, masks, required
+from jloss._core.inputs import as_array, expect_shape, floats, integers, masks, required
 
 
 def sequences(name: str, data: ArrayLike, axes: tuple[str, ...]) -> Array:
@@ -44,6 +44,7 @@ def present(
     expect_shape(name, lengths, shape[:-1])
     good = (lengths >= 0) & (lengths <= shape[-1])
     good = required(good, rows, f"`{name}` should lie in [0, {shape[-1]}]")
+    lengths = jnp.where(good, lengths, shape[-1]).astype(jnp.int32)  # all, for NaN to reach
     return there & (step < lengths[..., None]), good
 
 
@@ -54,6 +55,12 @@ def unpadded(name: str, paddings: ArrayLike | None, there: Array) -> Array:
     paddings = as_array(name, paddings)
     expect_shape(name, paddings, there.shape)
     return there & ~paddings.astype(bool)
+
+
+def cleaned(x: Array, there: Array) -> Array:
+    """Logits in float32 at least, 0 where nothing is there; inf, which has no share, as NaN."""
+    (x,) = floats(logits=x)
+    return jnp.where(there[..., None], jnp.where(x == jnp.inf, jnp.nan, x), 0)
 
 
 def packed(array: Array, there: Array, fill: ArrayLike) -> Array:

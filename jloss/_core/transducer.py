@@ -12,12 +12,12 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from jloss._core.checks import nan_unless
-from jloss._core.classes import is_label, log_sum_exp, of_device, pick
+from jloss._core.classes import is_label, log_sum_exp_parts, of_device, pick
 from jloss._core.devices import total
-from jloss._core.inputs import as_array, floats
+from jloss._core.inputs import as_array
 from jloss._core.lattice import GRID, Steps, has_nan, surprise
 from jloss._core.numerics import lean
-from jloss._core.sequences import present, sequences, transcripts
+from jloss._core.sequences import cleaned, present, sequences, transcripts
 
 
 class Spoken(NamedTuple):
@@ -100,13 +100,14 @@ def moves_of(
 
     Its rule is what plain differentiation gives (its twin is `moves_of.fun`), in one pass.
     """
-    normalizer = log_sum_exp(cleaned(x, nodes), axis_name)
+    top, rest = log_sum_exp_parts(cleaned(x, nodes), axis_name)
 
     def log_p(classes):
         own = of_device(x, jnp.broadcast_to(classes, nodes.shape), axis_name)
         here = own < x.shape[-1]
-        own = pick(x, jnp.where(here, own, 0), (3,)).astype(normalizer.dtype)
-        return jnp.where(nodes, total(jnp.where(here, own, 0), axis_name) - normalizer, 0)
+        own = pick(x, jnp.where(here, own, 0), (3,)).astype(top.dtype)
+        own = total(jnp.where(here, own, 0), axis_name)
+        return jnp.where(nodes, own - top - rest, 0)
 
     return log_p(blank_id), log_p(classes)
 
@@ -114,9 +115,10 @@ def moves_of(
 @moves_of.defjvp
 def _(axis_name, primals, tangents):
     (x, classes, blank_id, nodes), (along, *_) = primals, tangents
-    x, along = cleaned(x, nodes), cleaned(along, nodes)
-    share = jnp.exp(x - log_sum_exp(x, axis_name)[..., None])
-    spread = jnp.sum(share * along, -1)
+    x = cleaned(x, nodes)
+    along = jnp.where(nodes[..., None], along.astype(x.dtype), 0)
+    top, rest = (part[..., None] for part in log_sum_exp_parts(x, axis_name))
+    spread = jnp.sum(jnp.exp(x - top - rest) * along, -1)
 
     def slope(classes):
         own = of_device(x, jnp.broadcast_to(classes, nodes.shape), axis_name)
@@ -124,12 +126,6 @@ def _(axis_name, primals, tangents):
         return total(own - spread, axis_name)
 
     return moves_of(*primals, axis_name), (slope(blank_id), slope(classes))
-
-
-def cleaned(x: Array, nodes: Array) -> Array:
-    """In float32 at least, 0 where there is no node."""
-    (x,) = floats(logits=x)
-    return jnp.where(nodes[..., None], x, 0)
 
 
 def moves_from(x: Array, spoken: Spoken, blank_id: ArrayLike, axis_name: str | None) -> Moves:

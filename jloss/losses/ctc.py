@@ -11,9 +11,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from jloss._core.checks import nan_unless
-from jloss._core.classes import classes_over_devices, log_sum_exp, of_device
+from jloss._core.classes import classes_over_devices, log_sum_exp_parts, of_device
 from jloss._core.devices import on_auto_axes, total
-from jloss._core.inputs import as_array, consumed, floats, integers
+from jloss._core.inputs import as_array, consumed, integers
 from jloss._core.lattice import (
     CHAIN,
     EXTENDED,
@@ -26,7 +26,15 @@ from jloss._core.lattice import (
     whole,
 )
 from jloss._core.numerics import lean
-from jloss._core.sequences import packed, present, rows_there, sequences, transcripts, unpadded
+from jloss._core.sequences import (
+    cleaned,
+    packed,
+    present,
+    rows_there,
+    sequences,
+    transcripts,
+    unpadded,
+)
 from jloss.reduction import R, Reduction, each, finish
 
 if TYPE_CHECKING:
@@ -75,7 +83,7 @@ def ctc_loss(
             way to say what is padding (with both, what either says is).
         zero_infinity: whether the loss is 0 where no path has the labels (too few frames: one for
             each label, and one for each repetition), and not inf. The gradient is 0 there, either
-            way.
+            way. (Below $e^{-7 \cdot 10^8}$, or $e^{-2 \cdot 10^7}$ at one frame, there is no path.)
         axis_name: inside `shard_map`, the mesh axis over which the classes are split.
         where, weights, reduction: as in every loss, see `jloss.reduction`, along the sequences. The
             mean is over sequences. (torch's divides each loss by its number of labels first: for
@@ -88,8 +96,8 @@ def ctc_loss(
         ValueError: for shapes that do not go together.
         TypeError: for logits that are not floating or labels that are not integers.
 
-    A label outside [0, classes) or equal to the blank, a length outside its array, or a NaN in a
-    frame that is there gives NaN, in value and gradient of its own sequence.
+    A label outside [0, classes) or equal to the blank, a length outside its array, or a logit of
+    NaN or inf in a frame that is there gives NaN, in value and gradient of its own sequence.
 
     Differs from optax: an impossible alignment is inf with gradient 0, not 1e5 with a gradient; a
     logit of -inf, and NaN in padding, reach nothing else; gradients are exact for long sequences;
@@ -147,12 +155,20 @@ def ctc_loss_with_forward_probs(
     """
     doors = logit_paddings, labels, label_paddings, blank_id, logit_lengths, label_lengths
     x = as_array("logits", logits)
+    values = on_auto_axes(functools.partial(surprise_of_labels, None), 2, x, *doors)
+    probs = on_auto_axes(forward_probs, 2, x, *doors)
+    blanks, spoken = (jnp.moveaxis(a, -2, 0) for a in probs)
+    return values, blanks, spoken
+
+
+def forward_probs(x: Array, *doors) -> tuple[Array, Array]:
+    """[*batch, time, 1 + labels], and [*batch, time, labels]."""
     steps = steps_of(through_the_door(None, x, *doors))
     keep = lambda cells, _: tuple(map(EXTENDED.log, cells))
     blanks, spoken = (whole(kept, steps) for kept in walked(EXTENDED, CHAIN, steps, keep)[2])
     blanks = jnp.concatenate([blanks[:-1], jnp.logaddexp(blanks[-1:], spoken[-1:])])
-    as_given = lambda a: a.reshape(len(a), *x.shape[:-2], a.shape[-1])
-    return surprise_of_labels(None, x, *doors), as_given(blanks), as_given(spoken[..., 1:])
+    as_given = lambda a: a.swapaxes(0, 1).reshape(*x.shape[:-1], a.shape[-1])
+    return as_given(blanks), as_given(spoken[..., 1:])
 
 
 class Alignment(NamedTuple):
@@ -203,18 +219,22 @@ def ctc_alignment(
     [[1 2 0]]
     """
     doors = logit_paddings, labels, label_paddings, blank_id, logit_lengths, label_lengths
-    x = lax.stop_gradient(as_array("logits", logits))
+    return on_auto_axes(aligned, 2, lax.stop_gradient(as_array("logits", logits)), *doors)
+
+
+def aligned(x: Array, *doors) -> Alignment:
+    """By the one path that all mass takes where merging takes the larger."""
     spoken = through_the_door(None, x, *doors)
     steps = steps_of(spoken)
     best, (_, used) = flows(MAX_PLUS, CHAIN, steps, spoken.length)
-    used = (used[..., 1:] > 0) & spoken.frames.T[..., None]  # [time, batch, labels]
+    good = spoken.good & ~has_nan(steps)
+    used = (used[..., 1:] > 0) & (spoken.frames & good[:, None]).T[..., None]
     positions = jnp.where(jnp.any(used, 2), jnp.argmax(used, 2).astype(jnp.int32), -1).T
     log_p = jnp.concatenate([steps.weights[0], steps.weights[1][..., 1:]], 2).swapaxes(0, 1)
     scores = jnp.take_along_axis(log_p, positions[..., None] + 1, 2)[..., 0]
     labels = jnp.take_along_axis(spoken.classes, positions + 1, 1)
-    best = nan_unless(spoken.good & ~has_nan(steps), best)
     as_given = lambda a: a.reshape(*x.shape[:-2], *a.shape[1:])
-    return Alignment(*map(as_given, (labels, positions, scores, best)))
+    return Alignment(*map(as_given, (labels, positions, scores, nan_unless(good, best))))
 
 
 class Transcript(NamedTuple):
@@ -267,7 +287,7 @@ def ctc_greedy_decode(
     before = jnp.concatenate([jnp.full_like(path[..., :1], -1), path[..., :-1]], -1)
     says = (path != before) & (path != blank_id)
     lengths = jnp.sum(says, -1, dtype=jnp.int32)
-    score = jnp.sum(jnp.where(frames, jnp.max(clean, -1) - log_sum_exp(clean), 0), -1)
+    score = jnp.sum(jnp.where(frames, -log_sum_exp_parts(clean)[1], 0), -1)
     return Transcript(packed(path, says, blank_id), lengths, score)
 
 
@@ -312,17 +332,18 @@ def log_probs(x: Array, classes: Array, frames: Array, axis_name: str | None) ->
     The rule is what plain differentiation gives (its twin is `log_probs.fun`), but for small
     vocabularies: there slopes are added up by a product with one-hot rows, and not by a scatter.
     """
-    clean = cleaned(x, frames)
-    own = looked_up(x, classes, axis_name).astype(clean.dtype)
-    own = total(own, axis_name) - log_sum_exp(clean, axis_name)[..., None]
-    return jnp.where(frames[..., None], own, 0)
+    top, rest = (part[..., None] for part in log_sum_exp_parts(cleaned(x, frames), axis_name))
+    own = total(looked_up(x, classes, axis_name).astype(top.dtype), axis_name)
+    return jnp.where(frames[..., None], own - top - rest, 0)
 
 
 @log_probs.defjvp
 def _(axis_name, primals, tangents):
     (x, classes, frames), (along, *_) = primals, tangents
-    x, along = cleaned(x, frames), cleaned(along, frames)
-    share = jnp.exp(x - log_sum_exp(x, axis_name)[..., None])
+    x = cleaned(x, frames)
+    along = jnp.where(frames[..., None], along.astype(x.dtype), 0)
+    top, rest = (part[..., None] for part in log_sum_exp_parts(x, axis_name))
+    share = jnp.exp(x - top - rest)
     if x.shape[2] <= FEW:
         one_hot = jax.nn.one_hot(of_device(x, classes, axis_name), x.shape[2], dtype=x.dtype)
         own = jnp.einsum("btv,bnv->btn", along, one_hot, precision=lax.Precision.HIGHEST)
@@ -330,12 +351,6 @@ def _(axis_name, primals, tangents):
         own = looked_up(along, classes, axis_name)
     own = own - jnp.sum(share * along, 2, keepdims=True)
     return log_probs(*primals, axis_name), total(own, axis_name)
-
-
-def cleaned(x: Array, frames: Array) -> Array:
-    """In float32 at least, 0 in padded frames."""
-    (x,) = floats(logits=x)
-    return jnp.where(frames[..., None], x, 0)
 
 
 def looked_up(x: Array, classes: Array, axis_name: str | None) -> Array:
@@ -349,7 +364,7 @@ def steps_of(spoken: Spoken, axis_name: str | None = None) -> Steps:
     log_p = lean(log_probs, static_argnums=3)(*spoken[:3], axis_name).swapaxes(0, 1)
     frames, y = spoken.frames.T[..., None], spoken.classes
     starts = lax.broadcasted_iota(jnp.int32, (1, 1, y.shape[1]), 2) == 0
-    repeats = jnp.pad(y[:, 1:-1] == y[:, 2:], ((0, 0), (1, 1)))
+    repeats = jnp.pad(y[:, 1:-1] == y[:, 2:], ((0, 0), (1, 1)))[:, : y.shape[1]]
     return Steps((log_p[..., :1], jnp.where(starts, -jnp.inf, log_p)), frames, repeats)
 
 

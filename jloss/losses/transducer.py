@@ -77,8 +77,9 @@ def rnnt_loss(
         ValueError: for shapes that do not go together.
         TypeError: for logits that are not floating or labels that are not integers.
 
-    A label outside [0, classes) or equal to the blank, a length outside its array, or a NaN at a
-    frame and position that are there gives NaN, in value and gradient of its own sequence.
+    A label outside [0, classes) or equal to the blank, a length outside its array, or a logit of
+    NaN or inf at a frame and position that are there gives NaN, in value and gradient of its own
+    sequence.
 
     References:
         Graves, "Sequence Transduction with Recurrent Neural Networks", ICML workshop on
