@@ -40,6 +40,8 @@ def data():
     draw = lambda: rng.normal(size=(8, 5)).astype(np.float32)
     softmax = lambda x: np.exp(x) / np.exp(x).sum(-1, keepdims=True)
     labels = np.array([0, 1, 2, 3, 4, 0, 1, 2])
+    frames, word_counts = np.array([6, 5, 4, 6, 6, 5, 4, 6]), np.array([2, 2, 1, 0, 1, 2, 1, 2])
+    padding = lambda lengths, n: np.float32(np.arange(n)[None] >= lengths[:, None])
     return {
         "x": draw(),
         "y": draw(),
@@ -56,6 +58,12 @@ def data():
         "positive": np.exp(draw()),
         "rate": np.exp(draw()),
         "chance": 1 / (1 + np.exp(-draw())),
+        "speech": rng.normal(size=(8, 6, 5)).astype(np.float32),
+        "words": rng.integers(1, 5, (8, 2)),
+        "frames": frames,
+        "word_counts": word_counts,
+        "frame_paddings": padding(frames, 6),
+        "word_paddings": padding(word_counts, 2),
     }
 
 
