@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.typing import ArrayLike
 
+from jloss._core.classes import log_sum_exp_parts
+from jloss._core.devices import total
 from jloss._core.inputs import as_array, expect_shape, floats, integers, masks, required
 
 
@@ -58,9 +62,31 @@ def unpadded(name: str, paddings: ArrayLike | None, there: Array) -> Array:
 
 
 def cleaned(x: Array, there: Array) -> Array:
-    """Logits in float32 at least, 0 where nothing is there; inf, which has no share, as NaN."""
+    """Logits in float32 at least, 0 where nothing is there."""
     (x,) = floats(logits=x)
-    return jnp.where(there[..., None], jnp.where(x == jnp.inf, jnp.nan, x), 0)
+    return jnp.where(there[..., None], x, 0)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
+def normalizer(x: Array, there: Array, axis_name: str | None) -> tuple[Array, Array]:
+    """log sum exp(x) in two parts, 0 where nothing is there; NaN if any is inf: it has no share.
+
+    The rule is what plain differentiation gives (its twin is `normalizer.fun`) of cleaned logits:
+    to clean them before the sums would hold a copy of them.
+    """
+    (wide,) = floats(logits=x)
+    top, rest = log_sum_exp_parts(wide, axis_name)
+    rest = jnp.where(rest == jnp.inf, jnp.nan, rest)
+    return jnp.where(there, top, 0), jnp.where(there, rest, 0)
+
+
+@normalizer.defjvp
+def _(axis_name, primals, tangents):
+    (x, there), (along, _) = primals, tangents
+    top, rest = normalizer(x, there, axis_name)
+    share = jnp.exp(cleaned(x, there) - top[..., None] - rest[..., None])
+    along = jnp.where(there[..., None], along.astype(share.dtype), 0)
+    return (top, rest), (jnp.zeros_like(top), total(jnp.sum(share * along, -1), axis_name))
 
 
 def packed(array: Array, there: Array, fill: ArrayLike) -> Array:
@@ -98,3 +124,11 @@ def transcripts(
     y = jnp.where(known & there, y, blank_id)
     y = y if label_paddings is None else packed(y, there, blank_id)
     return Transcripts(y, jnp.sum(there, -1, dtype=jnp.int32), good)
+
+
+def first_place(there: Array, axis: int) -> Array:
+    """The first place along `axis` that is there; -1 if none is."""
+    size = there.shape[axis]
+    place = jnp.where(there, lax.broadcasted_iota(jnp.int32, there.shape, axis), size)
+    place = jnp.min(place, axis, initial=size)
+    return jnp.where(place < size, place, -1)

@@ -12,12 +12,12 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from jloss._core.checks import nan_unless
-from jloss._core.classes import is_label, log_sum_exp_parts, of_device, pick
+from jloss._core.classes import is_label, of_device, pick
 from jloss._core.devices import total
 from jloss._core.inputs import as_array
 from jloss._core.lattice import GRID, Steps, has_nan, surprise
 from jloss._core.numerics import lean
-from jloss._core.sequences import cleaned, present, sequences, transcripts
+from jloss._core.sequences import cleaned, normalizer, present, sequences, transcripts
 
 
 class Spoken(NamedTuple):
@@ -100,7 +100,7 @@ def moves_of(
 
     Its rule is what plain differentiation gives (its twin is `moves_of.fun`), in one pass.
     """
-    top, rest = log_sum_exp_parts(cleaned(x, nodes), axis_name)
+    top, rest = normalizer(x, nodes, axis_name)
 
     def log_p(classes):
         own = of_device(x, jnp.broadcast_to(classes, nodes.shape), axis_name)
@@ -115,10 +115,10 @@ def moves_of(
 @moves_of.defjvp
 def _(axis_name, primals, tangents):
     (x, classes, blank_id, nodes), (along, *_) = primals, tangents
-    x = cleaned(x, nodes)
-    along = jnp.where(nodes[..., None], along.astype(x.dtype), 0)
-    top, rest = (part[..., None] for part in log_sum_exp_parts(x, axis_name))
-    spread = jnp.sum(jnp.exp(x - top - rest) * along, -1)
+    top, rest = (part[..., None] for part in normalizer(x, nodes, axis_name))
+    share = jnp.exp(cleaned(x, nodes) - top - rest)
+    along = jnp.where(nodes[..., None], along.astype(share.dtype), 0)
+    spread = jnp.sum(share * along, -1)
 
     def slope(classes):
         own = of_device(x, jnp.broadcast_to(classes, nodes.shape), axis_name)

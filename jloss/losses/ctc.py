@@ -28,6 +28,8 @@ from jloss._core.lattice import (
 from jloss._core.numerics import lean
 from jloss._core.sequences import (
     cleaned,
+    first_place,
+    normalizer,
     packed,
     present,
     rows_there,
@@ -229,7 +231,7 @@ def aligned(x: Array, *doors) -> Alignment:
     best, (_, used) = flows(MAX_PLUS, CHAIN, steps, spoken.length)
     good = spoken.good & ~has_nan(steps)
     used = (used[..., 1:] > 0) & (spoken.frames & good[:, None]).T[..., None]
-    positions = jnp.where(jnp.any(used, 2), jnp.argmax(used, 2).astype(jnp.int32), -1).T
+    positions = first_place(used, 2).T
     log_p = jnp.concatenate([steps.weights[0], steps.weights[1][..., 1:]], 2).swapaxes(0, 1)
     scores = jnp.take_along_axis(log_p, positions[..., None] + 1, 2)[..., 0]
     labels = jnp.take_along_axis(spoken.classes, positions + 1, 1)
@@ -332,7 +334,7 @@ def log_probs(x: Array, classes: Array, frames: Array, axis_name: str | None) ->
     The rule is what plain differentiation gives (its twin is `log_probs.fun`), but for small
     vocabularies: there slopes are added up by a product with one-hot rows, and not by a scatter.
     """
-    top, rest = (part[..., None] for part in log_sum_exp_parts(cleaned(x, frames), axis_name))
+    top, rest = (part[..., None] for part in normalizer(x, frames, axis_name))
     own = total(looked_up(x, classes, axis_name).astype(top.dtype), axis_name)
     return jnp.where(frames[..., None], own - top - rest, 0)
 
@@ -340,12 +342,11 @@ def log_probs(x: Array, classes: Array, frames: Array, axis_name: str | None) ->
 @log_probs.defjvp
 def _(axis_name, primals, tangents):
     (x, classes, frames), (along, *_) = primals, tangents
-    x = cleaned(x, frames)
-    along = jnp.where(frames[..., None], along.astype(x.dtype), 0)
-    top, rest = (part[..., None] for part in log_sum_exp_parts(x, axis_name))
-    share = jnp.exp(x - top - rest)
+    top, rest = (part[..., None] for part in normalizer(x, frames, axis_name))
+    share = jnp.exp(cleaned(x, frames) - top - rest)
+    along = jnp.where(frames[..., None], along.astype(share.dtype), 0)
     if x.shape[2] <= FEW:
-        one_hot = jax.nn.one_hot(of_device(x, classes, axis_name), x.shape[2], dtype=x.dtype)
+        one_hot = jax.nn.one_hot(of_device(x, classes, axis_name), x.shape[2], dtype=share.dtype)
         own = jnp.einsum("btv,bnv->btn", along, one_hot, precision=lax.Precision.HIGHEST)
     else:
         own = looked_up(along, classes, axis_name)

@@ -17,7 +17,7 @@ from jloss._core.devices import on_auto_axes
 from jloss._core.inputs import blank, consumed, expect_shape, floats, integers
 from jloss._core.lattice import EXTENDED, GRID, MAX_PLUS, flows, has_nan
 from jloss._core.numerics import lean
-from jloss._core.sequences import rows_there, sequences
+from jloss._core.sequences import first_place, rows_there, sequences
 from jloss._core.transducer import (
     Moves,
     Spoken,
@@ -369,17 +369,22 @@ def rnnt_alignment(
     [1]
     """
     x, _ = consumed("logits", sequences("logits", logits, ("time", "labels + 1", "classes")), -1)
-    x = lax.stop_gradient(x)
+    doors = labels, logit_lengths, label_lengths, blank_id
+    return on_auto_axes(aligned, 3, lax.stop_gradient(x), *doors)
+
+
+def aligned(x: Array, labels, logit_lengths, label_lengths, blank_id) -> Emissions:
+    """By the one path that all mass takes where merging takes the larger."""
     doors = labels, logit_lengths, label_lengths, blank_id
     spoken = through_the_door(x.shape[:-1], x.shape[-1], *doors)
     moves = moves_from(x.reshape(*spoken.nodes.shape, x.shape[-1]), spoken, blank_id, None)
     steps = steps_of(moves, spoken)
     best, (_, said) = flows(MAX_PLUS, GRID, steps, spoken.length)
-    said = unskewed(said, x.shape[-3])[..., :-1] > 0  # [batch, time, labels]
-    frames = jnp.where(jnp.any(said, 1), jnp.argmax(said, 1).astype(jnp.int32), -1)
-    best = nan_unless(spoken.good & ~has_nan(steps), best)
+    good = spoken.good & ~has_nan(steps)
+    said = (unskewed(said, x.shape[-3]) > 0) & good[:, None, None]  # [batch, time, labels + 1]
+    frames = first_place(said[..., :-1], 1)
     lead = x.shape[:-3]
-    return Emissions(frames.reshape(*lead, frames.shape[1]), best.reshape(lead))
+    return Emissions(frames.reshape(*lead, frames.shape[1]), nan_unless(good, best).reshape(lead))
 
 
 def both_sides(encoder: ArrayLike, predictor: ArrayLike) -> tuple[Array, Array]:
