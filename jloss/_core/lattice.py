@@ -1,7 +1,7 @@
 """Sums and maxima over all paths through a lattice, and how often each weight is on the way.
 
 A lattice is walked step by step: a step weighs cells, merges those that meet, and tells of each
-merge which share of it came from its first part. One walk forward gives the total of all paths.
+merge which share of it either part is. One walk forward gives the total of all paths.
 One walk back sends a mass of 1 from the end through these shares, and what flows over a weight is
 how often it is used: its posterior where merging adds (the gradient of the logarithm of the total,
 with no second recursion), and the best path itself where merging takes the larger.
@@ -27,6 +27,7 @@ from jax import Array, lax
 from jloss._core.devices import alike
 
 Cell = tuple[Array, ...]  # a number of an algebra, in parts of one shape
+Shares = tuple[Array, Array]  # of a merge: which share of it each of the two is
 CHUNK = 32  # steps between two tidyings
 
 
@@ -36,25 +37,22 @@ class Algebra(NamedTuple):
     nothing: tuple[float, ...]  # the cell that no path reaches
     of_log: Callable[[Array], Cell]
     times: Callable[[Cell, Cell], Cell]
-    plus: Callable[[Cell, Cell], tuple[Cell, Array]]  # and which share of it is the first
+    plus: Callable[[Cell, Cell], tuple[Cell, Shares]]
     tidy: Callable[[Cell], Cell]  # due after every chunk
     log: Callable[[Cell], Array]
 
 
 class Lattice(NamedTuple):
-    """Which cells meet in a step. Cells and masses are tuples of arrays [batch, positions]."""
+    """Which cells meet in a step. Cells and masses are of arrays [batch, positions]."""
 
-    step: Callable[..., tuple[tuple[Cell, ...], tuple[Array, ...]]]
-    back: Callable[..., tuple[tuple[Array, ...], tuple[Array, ...]]]
+    step: Callable[..., tuple[tuple[Cell, ...], tuple[Shares, ...]]]
+    back: Callable[..., tuple[tuple[Array, ...], tuple[Array, ...]]]  # sources; flow over weights
 
 
 class Steps(NamedTuple):
-    """What a lattice is walked with.
+    """What a lattice is walked with: the weights that its step takes, and masks of a chain."""
 
-    The first weight is that of staying at a position, so that a path may wait at its end.
-    """
-
-    weights: tuple[Array, ...]  # logarithms, [steps, batch, positions or 1]
+    weights: tuple[Array, ...]  # logarithms, [steps, batch, positions]
     there: Array | None = None  # bool [steps, batch, 1]: a step that is not moves nothing
     repeats: Array | None = None  # bool [batch, positions]: see `chain_step`
 
@@ -87,12 +85,15 @@ def multiplied(a: Cell, b: Cell) -> Cell:
     return a[0] * b[0], a[1] + b[1]
 
 
-def added(a: Cell, b: Cell) -> tuple[Cell, Array]:
+def added(a: Cell, b: Cell) -> tuple[Cell, Shares]:
     behind = a[1] - b[1]
     shrunk = power_of_2(-jnp.abs(behind), a[0].dtype)
     first = jnp.where(behind >= 0, a[0], a[0] * shrunk)
-    m = first + jnp.where(behind >= 0, b[0] * shrunk, b[0])
-    return (m, jnp.maximum(a[1], b[1])), first / jnp.where(m > 0, m, 1)
+    second = jnp.where(behind >= 0, b[0] * shrunk, b[0])
+    m = first + second
+    # Either by itself: one less the other would lose the digits of what is rare.
+    shares = first / jnp.where(m > 0, m, 1), second / jnp.where(m > 0, m, 1)
+    return (m, jnp.maximum(a[1], b[1])), shares
 
 
 def normalized(a: Cell) -> Cell:
@@ -119,8 +120,10 @@ EXTENDED = Algebra((0.0, LEAST), scaled, multiplied, added, normalized, logarith
 # The best of all paths.
 
 
-def better(a: Cell, b: Cell) -> tuple[Cell, Array]:
-    return (jnp.maximum(a[0], b[0]),), (a[0] >= b[0]).astype(a[0].dtype)
+def better(a: Cell, b: Cell) -> tuple[Cell, Shares]:
+    first = a[0] >= b[0]
+    shares = first.astype(a[0].dtype), (~first).astype(a[0].dtype)
+    return (jnp.maximum(a[0], b[0]),), shares
 
 
 MAX_PLUS = Algebra(
@@ -153,23 +156,25 @@ def backward(mass: Array) -> Array:
 def chain_step(algebra: Algebra, cells, weights, there, repeats):
     """Of CTC. `blanks[n]` has read n labels and then a blank, `labels[n]` the n-th label just now.
 
-    Between two labels that are the same (n and n + 1 where `repeats[n]`) there must be a blank.
+    The one weight is that of the blank at position 0, and of the n-th label at n. Between two
+    labels that are the same (n and n + 1 where `repeats[n]`) there must be a blank.
     """
-    (blanks, labels), (blank, label) = cells, weights
+    (blanks, labels), (weight,) = cells, weights
     moving = select(there, labels, algebra.nothing)
-    either, of_blanks = algebra.plus(blanks, moving)
+    either, at_blank = algebra.plus(blanks, moving)
     before = select(there, select(repeats, blanks, either), algebra.nothing)
-    here, of_labels = algebra.plus(labels, onward(before, algebra.nothing))
-    return (algebra.times(either, blank), algebra.times(here, label)), (of_blanks, of_labels)
+    here, at_label = algebra.plus(labels, onward(before, algebra.nothing))
+    of_blank = tuple(part[:, :1] for part in weight)
+    return (algebra.times(either, of_blank), algebra.times(here, weight)), (at_blank, at_label)
 
 
 def chain_back(mass, shares, repeats):
-    (blanks, labels), (of_blanks, of_labels) = mass, shares
-    before = backward(labels * (1 - of_labels))
+    (blanks, labels), ((kept, moved), (stayed, came)) = mass, shares
+    before = backward(labels * came)
     either = blanks + jnp.where(repeats, 0, before)
-    of_repeats = jnp.where(repeats, before, 0)
-    sources = either * of_blanks + of_repeats, labels * of_labels + either * (1 - of_blanks)
-    return sources, (jnp.sum(blanks, 1, keepdims=True), labels)
+    sources = either * kept + jnp.where(repeats, before, 0), labels * stayed + either * moved
+    first = is_end(labels, jnp.zeros_like(labels[:, 0], jnp.int32))
+    return sources, (jnp.where(first, jnp.sum(blanks, 1, keepdims=True), labels),)
 
 
 CHAIN = Lattice(chain_step, chain_back)
@@ -182,21 +187,20 @@ def grid_step(algebra: Algebra, cells, weights, there, repeats):
     """
     (here, *crossing), (down, right, *across) = cells, weights
     right = onward(algebra.times(here, right), algebra.nothing)
-    met, of_down = algebra.plus(algebra.times(here, down), right)
+    met, edges = algebra.plus(algebra.times(here, down), right)
     if not across:
-        return (met,), (of_down,)
-    met, of_edges = algebra.plus(met, onward(crossing[0], algebra.nothing))
-    return (met, algebra.times(here, across[0])), (of_down, of_edges)
+        return (met,), (edges,)
+    met, last = algebra.plus(met, onward(crossing[0], algebra.nothing))
+    return (met, algebra.times(here, across[0])), (edges, last)
 
 
 def grid_back(mass, shares, repeats):
-    (here, *crossing), (of_down, *of_edges) = mass, shares
-    edges = here * of_edges[0] if of_edges else here
-    down, right = edges * of_down, backward(edges * (1 - of_down))
-    if not of_edges:
+    (here, *crossing), ((of_down, of_right), *last) = mass, shares
+    edges = here * last[0][0] if last else here
+    down, right = edges * of_down, backward(edges * of_right)
+    if not last:
         return (down + right,), (down, right)
-    across = backward(here * (1 - of_edges[0]))
-    return (down + right + crossing[0], across), (down, right, crossing[0])
+    return (down + right + crossing[0], backward(here * last[0][1])), (down, right, crossing[0])
 
 
 GRID = Lattice(grid_step, grid_back)
@@ -206,19 +210,24 @@ GRID = Lattice(grid_step, grid_back)
 
 
 def in_chunks(steps: Steps) -> tuple[tuple[Array, ...], Array | None]:
-    """[chunks, steps, ...] of weights and `there`; at the end there is one step more to wait in."""
-    first = steps.weights[0]
+    """[chunks, steps, ...] of weights and `there`, with some steps more at the end, to wait in.
+
+    In a chain only the first of these is there, and of weight 1: there labels become blanks.
+    """
+    first, *others = steps.weights
     size = min(CHUNK, first.shape[0] + 1)
     more = -(first.shape[0] + 1) % size + 1
 
-    def split(array, fill):
-        by = (0, more), (0, 0), (0, 0)
-        array = jnp.pad(array, by, constant_values=fill)
+    def split(array):
         return array.reshape(array.shape[0] // size, size, *array.shape[1:])
 
-    fills = 0.0, *(-jnp.inf for _ in steps.weights[1:])
-    weights = tuple(split(array, fill) for array, fill in zip(steps.weights, fills))
-    return weights, None if steps.there is None else split(steps.there, True)
+    def padded(array, fill, more=more):
+        return jnp.pad(array, ((0, more), (0, 0), (0, 0)), constant_values=fill)
+
+    weights = (split(padded(first, 0)), *(split(padded(array, -jnp.inf)) for array in others))
+    if steps.there is None:
+        return weights, None
+    return weights, split(padded(padded(steps.there, True, 1), False, more - 1))
 
 
 def whole(kept: Array, steps: Steps) -> Array:
@@ -229,10 +238,10 @@ def whole(kept: Array, steps: Steps) -> Array:
 
 def start(algebra: Algebra, steps: Steps) -> tuple[Cell, ...]:
     """One path, at the first position of the first kind of cell."""
-    like = jnp.zeros(steps.weights[1].shape[1:], steps.weights[1].dtype)
+    like = jnp.zeros(steps.weights[0].shape[1:], steps.weights[0].dtype)
     nothing = tuple(jnp.full_like(x, y) for x, y in zip(algebra.of_log(like), algebra.nothing))
     first = lax.broadcasted_iota(jnp.int32, like.shape, 1) == 0
-    kinds = 1 if len(steps.weights) == 2 and steps.repeats is None else 2
+    kinds = 1 if len(steps.weights) == 2 else 2  # a chain's labels, or what crosses a grid
     cells = (select(first, algebra.of_log(like), nothing), *(nothing,) * (kinds - 1))
     return alike(cells, steps)[0]
 
@@ -279,16 +288,19 @@ def flows(algebra: Algebra, lattice: Lattice, steps: Steps, end: Array):
     def back(mass, chunk):
         keep = lambda _, shares: shares
         _, shares = over_chunk(algebra, lattice, steps, keep, *chunk)
-        return lax.scan(
-            lambda mass, shares: lattice.back(mass, shares, steps.repeats),
-            mass,
-            shares,
-            reverse=True,
-        )
+        back = lambda mass, shares: lattice.back(mass, shares, steps.repeats)
+        mass, flow = lax.scan(back, one_again(mass), shares, reverse=True)
+        return mass, flow
 
     none = tuple(jnp.zeros_like(mass) for _ in last[1:])
     _, flow = lax.scan(back, (mass, *none), (starts, in_chunks(steps)), reverse=True)
     return at_end(logs, end), tuple(whole(flow, steps) for flow in flow)
+
+
+def one_again(mass: tuple[Array, ...]) -> tuple[Array, ...]:
+    """What rounding has added or taken, given back: mass is neither made nor lost."""
+    total = sum(jnp.sum(part, 1, keepdims=True) for part in mass)
+    return tuple(part / jnp.where(total > 0, total, 1) for part in mass)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
@@ -315,6 +327,6 @@ def surprise(lattice: Lattice, steps: Steps, end: Array) -> Array:
     return value + lax.stop_gradient(jnp.maximum(-value, 0))  # what rounding leaves below 0
 
 
-def has_nan(steps: Steps) -> Array:
-    """Whether any weight is NaN, which no path would show, [batch]."""
-    return functools.reduce(jnp.logical_or, (jnp.any(jnp.isnan(w), (0, 2)) for w in steps.weights))
+def has_nan(weight: Array) -> Array:
+    """Whether one of [steps, batch, positions] is, which no path would show, [batch]."""
+    return jnp.any(jnp.isnan(weight), (0, 2))

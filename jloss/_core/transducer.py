@@ -89,7 +89,9 @@ def loss_of(moves: Moves, spoken: Spoken, fastemit: ArrayLike | None) -> Array:
         still = lax.stop_gradient(label)
         moves = moves._replace(label=label + more * jnp.where(still > -jnp.inf, label - still, 0))
     steps = steps_of(moves, spoken)
-    return nan_unless(spoken.good & ~has_nan(steps), surprise(GRID, steps, spoken.length))
+    return nan_unless(
+        spoken.good & ~has_nan(steps.weights[0]), surprise(GRID, steps, spoken.length)
+    )
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(4,))

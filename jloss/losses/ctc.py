@@ -228,11 +228,11 @@ def aligned(x: Array, *doors) -> Alignment:
     """By the one path that all mass takes where merging takes the larger."""
     spoken = through_the_door(None, x, *doors)
     steps = steps_of(spoken)
-    best, (_, used) = flows(MAX_PLUS, CHAIN, steps, spoken.length)
-    good = spoken.good & ~has_nan(steps)
+    best, (used,) = flows(MAX_PLUS, CHAIN, steps, spoken.length)
+    good = as_it_should_be(spoken, steps)
     used = (used[..., 1:] > 0) & (spoken.frames & good[:, None]).T[..., None]
     positions = first_place(used, 2).T
-    log_p = jnp.concatenate([steps.weights[0], steps.weights[1][..., 1:]], 2).swapaxes(0, 1)
+    log_p = steps.weights[0].swapaxes(0, 1)
     scores = jnp.take_along_axis(log_p, positions[..., None] + 1, 2)[..., 0]
     labels = jnp.take_along_axis(spoken.classes, positions + 1, 1)
     as_given = lambda a: a.reshape(*x.shape[:-2], *a.shape[1:])
@@ -363,15 +363,19 @@ def looked_up(x: Array, classes: Array, axis_name: str | None) -> Array:
 def steps_of(spoken: Spoken, axis_name: str | None = None) -> Steps:
     """Through CTC's lattice, whose position n says that n labels have been read."""
     log_p = lean(log_probs, static_argnums=3)(*spoken[:3], axis_name).swapaxes(0, 1)
-    frames, y = spoken.frames.T[..., None], spoken.classes
-    starts = lax.broadcasted_iota(jnp.int32, (1, 1, y.shape[1]), 2) == 0
+    y = spoken.classes
     repeats = jnp.pad(y[:, 1:-1] == y[:, 2:], ((0, 0), (1, 1)))[:, : y.shape[1]]
-    return Steps((log_p[..., :1], jnp.where(starts, -jnp.inf, log_p)), frames, repeats)
+    return Steps((log_p,), spoken.frames.T[..., None], repeats)
+
+
+def as_it_should_be(spoken: Spoken, steps: Steps) -> Array:
+    """Lengths, labels and logits, [batch]; what is wrong with one logit its frame's blank shows."""
+    return spoken.good & ~has_nan(steps.weights[0][..., :1])
 
 
 def surprise_of_labels(axis_name: str | None, logits: Array, *given) -> Array:
     """-log p(labels); NaN where something is not as it should be."""
     spoken = through_the_door(axis_name, logits, *given)
     steps = steps_of(spoken, axis_name)
-    value = nan_unless(spoken.good & ~has_nan(steps), surprise(CHAIN, steps, spoken.length))
+    value = nan_unless(as_it_should_be(spoken, steps), surprise(CHAIN, steps, spoken.length))
     return value.reshape(logits.shape[:-2])

@@ -380,7 +380,7 @@ def aligned(x: Array, labels, logit_lengths, label_lengths, blank_id) -> Emissio
     moves = moves_from(x.reshape(*spoken.nodes.shape, x.shape[-1]), spoken, blank_id, None)
     steps = steps_of(moves, spoken)
     best, (_, said) = flows(MAX_PLUS, GRID, steps, spoken.length)
-    good = spoken.good & ~has_nan(steps)
+    good = spoken.good & ~has_nan(steps.weights[0])
     said = (unskewed(said, x.shape[-3]) > 0) & good[:, None, None]  # [batch, time, labels + 1]
     frames = first_place(said[..., :-1], 1)
     lead = x.shape[:-3]
