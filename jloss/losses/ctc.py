@@ -331,12 +331,13 @@ def through_the_door(
 def log_probs(x: Array, classes: Array, frames: Array, axis_name: str | None) -> Array:
     """log softmax(x) at each sequence's classes, [batch, time, 1 + labels]; 0 in padded frames.
 
-    The rule is what plain differentiation gives (its twin is `log_probs.fun`), but for small
-    vocabularies: there slopes are added up by a product with one-hot rows, and not by a scatter.
+    The rule is what plain differentiation gives (its twin is `log_probs.fun`), but that on CPU the
+    slopes of small vocabularies are added up by a product with one-hot rows, not by a scatter.
     """
     top, rest = (part[..., None] for part in normalizer(x, frames, axis_name))
-    own = total(looked_up(x, classes, axis_name).astype(top.dtype), axis_name)
-    return jnp.where(frames[..., None], own - top - rest, 0)
+    given = x, of_device(x, classes, axis_name)
+    own = lax.platform_dependent(*given, tpu=product, default=gather).astype(top.dtype)
+    return jnp.where(frames[..., None], total(own, axis_name) - top - rest, 0)
 
 
 @log_probs.defjvp
@@ -345,19 +346,30 @@ def _(axis_name, primals, tangents):
     top, rest = (part[..., None] for part in normalizer(x, frames, axis_name))
     share = jnp.exp(cleaned(x, frames) - top - rest)
     along = jnp.where(frames[..., None], along.astype(share.dtype), 0)
-    if x.shape[2] <= FEW:
-        one_hot = jax.nn.one_hot(of_device(x, classes, axis_name), x.shape[2], dtype=share.dtype)
-        own = jnp.einsum("btv,bnv->btn", along, one_hot, precision=lax.Precision.HIGHEST)
-    else:
-        own = looked_up(along, classes, axis_name)
+    given = along, of_device(x, classes, axis_name)
+    on_cpu = one_hot_product if x.shape[2] <= FEW else gather
+    own = lax.platform_dependent(*given, cpu=on_cpu, tpu=one_hot_product, default=gather)
     own = own - jnp.sum(share * along, 2, keepdims=True)
     return log_probs(*primals, axis_name), total(own, axis_name)
 
 
-def looked_up(x: Array, classes: Array, axis_name: str | None) -> Array:
+def gather(x: Array, at: Array) -> Array:
     """What each frame holds at its sequence's classes; 0 at those of other devices."""
     look = lambda x, at: x.at[:, at].get(mode="fill", fill_value=0)
-    return jax.vmap(look)(x, of_device(x, classes, axis_name))
+    return jax.vmap(look)(x, at)
+
+
+def product(x: Array, at: Array) -> Array:
+    """As `gather`, of logits: a TPU would lay them out anew for a gather or a scatter."""
+    lowest = float(jnp.finfo(x.dtype).min) / 2  # 0 times -inf is NaN
+    own = one_hot_product(jnp.where(x == -jnp.inf, lowest, x), at)
+    return jnp.where(own <= lowest / 2, -jnp.inf, own)
+
+
+def one_hot_product(x: Array, at: Array) -> Array:
+    """As `gather`, of what is finite."""
+    rows = jax.nn.one_hot(at, x.shape[2], dtype=x.dtype)
+    return jnp.einsum("btv,bnv->btn", x, rows, precision=lax.Precision.HIGHEST)
 
 
 def steps_of(spoken: Spoken, axis_name: str | None = None) -> Steps:

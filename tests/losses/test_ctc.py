@@ -15,6 +15,7 @@ from scipy.special import log_softmax, logsumexp, softmax
 
 import jloss
 from jloss._core.lattice import CHAIN, EXTENDED, Steps, flows, log_total
+from jloss.losses import ctc
 from jloss.losses.ctc import log_probs, steps_of, through_the_door
 
 close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=2e-6)
@@ -796,3 +797,17 @@ def test_bad_arguments_are_told_by_name(change, error, told):
     good = {"logits": np.zeros((3, 5, 4), np.float32), "labels": np.ones((3, 2), int)}
     with pytest.raises(error, match=told):
         jloss.ctc_loss(**({"logit_paddings": None} | good | change))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_product_that_a_tpu_takes_is_the_gather(dtype):
+    logits = jnp.asarray(np.random.default_rng(40).normal(size=(2, 5, 7)), dtype)
+    logits = logits.at[0, 1, 3].set(-jnp.inf).at[1, 2].set(-jnp.inf)
+    at = jnp.array([[0, 3, 2, 3], [6, 7, 1, 0]])  # 7 is another device's
+    same(ctc.product(logits, at), ctc.gather(logits, at))
+    slope_of = lambda f: jax.vjp(lambda x: f(x, at), jnp.zeros_like(logits))[1]
+    slopes = [slope_of(f) for f in (ctc.one_hot_product, ctc.gather)]
+    by = jnp.asarray(np.random.default_rng(41).normal(size=(2, 5, 4)), dtype)
+    by = by.astype(jnp.float32).round(1).astype(dtype)
+    tight = {"rtol": 1e-6, "atol": 1e-6} if dtype == "float32" else {"rtol": 2e-2, "atol": 2e-2}
+    np.testing.assert_allclose(*(np.float32(slope(by)[0]) for slope in slopes), **tight)
