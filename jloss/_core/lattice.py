@@ -61,7 +61,7 @@ class Steps(NamedTuple):
 # Adding aligns exponents. There is no logarithm to round, and no exponential in the recursion.
 
 LEAST = -(1 << 30)  # exponent of a cell that no path reaches
-NEVER = -(1 << 25)  # of a weight of 0; CHUNK of these on LEAST stay within 32 bits
+NEVER = -(1 << 24)  # of a weight of 0; CHUNK of these on LEAST differ from 0 within 32 bits
 LN2_HIGH = 0.693359375  # of so few digits that its products with exponents are exact
 LN2_LOW = math.log(2) - LN2_HIGH
 
@@ -74,7 +74,7 @@ def power_of_2(exponent: Array, dtype: jnp.dtype) -> Array:
 
 
 def scaled(log: Array) -> Cell:
-    ever = (log > NEVER * LN2_HIGH) | jnp.isnan(log)
+    ever = log > NEVER * math.log(2)
     log = jnp.where(ever, log, 0)
     exponent = jnp.round(lax.stop_gradient(log) * (1 / math.log(2)))
     m = jnp.exp((log - exponent * LN2_HIGH) - exponent * LN2_LOW)
@@ -308,7 +308,7 @@ def log_total(lattice: Lattice, steps: Steps, end: Array) -> Array:
     """The logarithm of the sum over all paths that stand at position `end` at the end, [batch].
 
     Its rule is what plain differentiation gives (its twin is `log_total.fun`), from the flows: for
-    that the twin would keep every cell. All else, the flows too, JAX differentiates.
+    that the twin would keep every cell. The second derivatives are JAX's, of the flows.
     """
     return at_end(EXTENDED.log(walked(EXTENDED, lattice, steps)[0][0]), end)
 

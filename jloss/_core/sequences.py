@@ -7,9 +7,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike
 
+from jloss._core.checks import insist
 from jloss._core.classes import log_sum_exp_parts
 from jloss._core.devices import total
 from jloss._core.inputs import as_array, expect_shape, floats, integers, masks, required
@@ -28,10 +30,10 @@ def rows_there(
     where: ArrayLike | None, weights: ArrayLike | None, shape: tuple[int, ...], consumed: int
 ) -> Array | None:
     """Which sequences are there; `where` says nothing of what is in them."""
-    axis = tuple(range(len(shape) - consumed, len(shape)))
-    entries, rows = masks(where, weights, shape, axis)
-    if entries is not None:
-        lead = shape[: len(shape) - consumed]
+    lead, axis = shape[: len(shape) - consumed], tuple(range(len(shape) - consumed, len(shape)))
+    steps = where is not None and len(lead) < np.ndim(where) < len(shape)
+    entries, rows = (None, None) if steps else masks(where, weights, shape, axis)
+    if steps or entries is not None:
         raise ValueError(f"`where` should lie along the sequences, {lead}: lengths delete steps")
     return rows
 
@@ -57,8 +59,12 @@ def unpadded(name: str, paddings: ArrayLike | None, there: Array) -> Array:
     if paddings is None:
         return there
     paddings = as_array(name, paddings)
-    expect_shape(name, paddings, there.shape)
-    return there & ~paddings.astype(bool)
+    expect_shape(
+        name, paddings, there.shape, f"{name} come before what they pad; lengths have names"
+    )
+    padded = paddings.astype(bool)
+    insist(padded.astype(paddings.dtype) == paddings, f"`{name}` should be 0, or 1 for padding")
+    return there & ~padded
 
 
 def cleaned(x: Array, there: Array) -> Array:
@@ -100,6 +106,7 @@ class Transcripts(NamedTuple):
 
     labels: Array  # [..., labels], the blank where one is none or not there
     length: Array  # how many there are, [...]
+    blank: Array  # its number, or 0 if it has none
     good: Array  # whether all that are there are labels, [...]
 
 
@@ -114,16 +121,26 @@ def transcripts(
 ) -> Transcripts:
     """The door in for sequences of labels, of which none is the blank."""
     y = integers("labels", labels)
-    expect_shape("labels", y, shape)
+    expect_shape("labels", y, shape, "[..., labels], with the leading axes of the logits")
     there, good = present("label_lengths", label_lengths, shape, rows)
     there = unpadded("label_paddings", label_paddings, there)
-    blank_id = integers("blank_id", blank_id).astype(y.dtype)
-    known = (y >= 0) & (y < size) & (y != blank_id)
+    blank, possible = blank_of(blank_id, size)
+    blank = blank.astype(y.dtype)
+    known = (y >= 0) & (y < size) & (y != blank)
     message = f"`labels` should lie in [0, {size}), and none be `blank_id`"
-    good &= jnp.all(required(known, there, message), -1)
-    y = jnp.where(known & there, y, blank_id)
-    y = y if label_paddings is None else packed(y, there, blank_id)
-    return Transcripts(y, jnp.sum(there, -1, dtype=jnp.int32), good)
+    good = good & possible & jnp.all(required(known, there, message), -1)
+    y = jnp.where(known & there, y, blank)
+    y = y if label_paddings is None else packed(y, there, blank)
+    return Transcripts(y, jnp.sum(there, -1, dtype=jnp.int32), blank, good)
+
+
+def blank_of(blank_id: ArrayLike, size: int) -> tuple[Array, Array]:
+    """The number of the blank, 0 if that is no class; and whether it is one."""
+    blank = integers("blank_id", blank_id)
+    expect_shape("blank_id", blank, ())
+    possible = (blank >= 0) & (blank < size)
+    possible = required(possible, None, f"`blank_id` should lie in [0, {size})")
+    return jnp.where(possible, blank, 0), possible
 
 
 def first_place(there: Array, axis: int) -> Array:

@@ -14,7 +14,7 @@ from jax.typing import ArrayLike
 from jloss._core.checks import nan_unless
 from jloss._core.classes import is_label, of_device, pick
 from jloss._core.devices import total
-from jloss._core.inputs import as_array
+from jloss._core.inputs import hyperparameter
 from jloss._core.lattice import GRID, Steps, has_nan, surprise
 from jloss._core.numerics import lean
 from jloss._core.sequences import cleaned, normalizer, present, sequences, transcripts
@@ -27,6 +27,7 @@ class Spoken(NamedTuple):
     nodes: Array  # bool [batch, time, labels + 1], those of the grid that are there
     length: Array  # how many labels there are, [batch]
     good: Array  # whether all is as it should be or deleted, [batch]
+    blank: Array  # its number
 
 
 class Moves(NamedTuple):
@@ -47,15 +48,17 @@ def through_the_door(
 ) -> Spoken:
     """The door in."""
     *lead, time, positions = shape
+    if positions == 0:
+        raise ValueError(f"`logits` should have a position before any label, but are {shape}")
     sequences("labels", labels, ("labels",))
     frames, good = present("logit_lengths", logit_lengths, (*lead, time), rows)
     y = transcripts(labels, None, label_lengths, blank_id, size, (*lead, positions - 1), rows)
     ends = *((0, 0, 0) for _ in lead), (0, 1, 0)
-    classes = lax.pad(y.labels, jnp.asarray(blank_id, y.labels.dtype), ends)
+    classes = lax.pad(y.labels, y.blank, ends)
     position = lax.broadcasted_iota(jnp.int32, (*lead, 1, positions), len(lead) + 1)
     nodes = frames[..., None] & (position <= y.length[..., None, None])
     flat = lambda a: a.reshape(math.prod(lead), *a.shape[len(lead) :])
-    return Spoken(*map(flat, (classes, nodes, y.length, good & y.good)))
+    return Spoken(flat(classes), flat(nodes), flat(y.length), flat(good & y.good), y.blank)
 
 
 def skewed(x: Array, fill: float) -> Array:
@@ -85,8 +88,9 @@ def steps_of(moves: Moves, spoken: Spoken) -> Steps:
 def loss_of(moves: Moves, spoken: Spoken, fastemit: ArrayLike | None) -> Array:
     """-log p(labels), [batch]; NaN where something is not as it should be."""
     if fastemit is not None:
-        label, more = moves.label, as_array("fastemit", fastemit).astype(moves.label.dtype)
+        label = moves.label
         still = lax.stop_gradient(label)
+        more = hyperparameter("fastemit", fastemit, label)
         moves = moves._replace(label=label + more * jnp.where(still > -jnp.inf, label - still, 0))
     steps = steps_of(moves, spoken)
     return nan_unless(
@@ -130,8 +134,7 @@ def _(axis_name, primals, tangents):
     return moves_of(*primals, axis_name), (slope(blank_id), slope(classes))
 
 
-def moves_from(x: Array, spoken: Spoken, blank_id: ArrayLike, axis_name: str | None) -> Moves:
+def moves_from(x: Array, spoken: Spoken, axis_name: str | None = None) -> Moves:
     """From logits [batch, time, labels + 1, classes]."""
-    blank_id = jnp.asarray(blank_id, spoken.classes.dtype)[None, None, None]
-    given = x, spoken.classes[:, None], blank_id, spoken.nodes
+    given = x, spoken.classes[:, None], spoken.blank[None, None, None], spoken.nodes
     return Moves(*lean(moves_of, static_argnums=4)(*given, axis_name))

@@ -13,12 +13,13 @@ from jax import lax
 from jloss._core.checks import nan_unless
 from jloss._core.classes import classes_over_devices, log_sum_exp_parts, of_device
 from jloss._core.devices import on_auto_axes, total
-from jloss._core.inputs import as_array, consumed, integers
+from jloss._core.inputs import as_array, consumed
 from jloss._core.lattice import (
     CHAIN,
     EXTENDED,
     MAX_PLUS,
     Steps,
+    at_end,
     flows,
     has_nan,
     surprise,
@@ -27,6 +28,7 @@ from jloss._core.lattice import (
 )
 from jloss._core.numerics import lean
 from jloss._core.sequences import (
+    blank_of,
     cleaned,
     first_place,
     normalizer,
@@ -47,18 +49,18 @@ FEW = 128  # classes, up to which adding gradients up by a product is faster tha
 
 
 def ctc_loss(
-    logits: Float[ArrayLike, "batch time classes"],
-    logit_paddings: Real[ArrayLike, "batch time"] | None,
-    labels: Int[ArrayLike, "batch labels"],
-    label_paddings: Real[ArrayLike, "batch labels"] | None = None,
+    logits: Float[ArrayLike, "*batch time classes"],
+    logit_paddings: Real[ArrayLike, "*batch time"] | None,
+    labels: Int[ArrayLike, "*batch labels"],
+    label_paddings: Real[ArrayLike, "*batch labels"] | None = None,
     *,
     blank_id: Int[ArrayLike, ""] = 0,
-    logit_lengths: Int[ArrayLike, "batch"] | None = None,
-    label_lengths: Int[ArrayLike, "batch"] | None = None,
+    logit_lengths: Int[ArrayLike, "*batch"] | None = None,
+    label_lengths: Int[ArrayLike, "*batch"] | None = None,
     zero_infinity: Bool[ArrayLike, ""] = False,
     axis_name: str | None = None,
-    where: Bool[ArrayLike, "batch"] | None = None,
-    weights: Real[ArrayLike, "batch"] | None = None,
+    where: Bool[ArrayLike, "*batch"] | None = None,
+    weights: Real[ArrayLike, "*batch"] | None = None,
     reduction: Reduction[R] = each,
 ) -> R:
     r"""Rewards probability on all ways to spread the labels over the frames, in their order.
@@ -71,13 +73,15 @@ def ctc_loss(
     Gradients are exact at any length, by arithmetic whose exponents cannot overflow: no logarithms
     are added up. Memory beside the gradient is that of [time, batch, labels], a few times.
 
-    Label smoothing and focal weights go around it: `(1 - a) * ctc_loss(...) + a * uniform`, with
-    `uniform` the sum over frames of `softmax_cross_entropy(logits, 1 / classes)`, and
-    `jnp.expm1(-loss) ** 2 * loss`, for focal with gamma = 2, of the values.
+    Label smoothing and focal weights go around it. With $a$ of the labels spread over all classes,
+    `(1 - a) * ctc_loss(...) + a * uniform`, where `uniform` sums over the frames that are there
+    `softmax_cross_entropy(logits, jnp.full_like(logits, 1 / classes))`; and focal with gamma = 2,
+    of the `loss` with `zero_infinity=True`, `jnp.expm1(-loss) ** 2 * loss`.
 
     Args:
         logits: $x$. A logit of -inf forbids a class.
-        logit_paddings: 1 or True for frames that are padding, anywhere; None if none are.
+        logit_paddings: 1 or True for frames that are padding, anywhere; None if none are, or where
+            lengths are given by name.
         labels: $y$, class numbers, none of them the blank.
         label_paddings: 1 or True for labels that are padding, anywhere; None if none are.
         blank_id: the number of the blank.
@@ -85,14 +89,15 @@ def ctc_loss(
             way to say what is padding (with both, what either says is).
         zero_infinity: whether the loss is 0 where no path has the labels (too few frames: one for
             each label, and one for each repetition), and not inf. The gradient is 0 there, either
-            way. (Below $e^{-7 \cdot 10^8}$, or $e^{-2 \cdot 10^7}$ at one frame, there is no path.)
-        axis_name: inside `shard_map`, the mesh axis over which the classes are split.
+            way. (Paths less likely than $e^{-10^7}$ count as none.)
+        axis_name: inside `shard_map` (that checks what varies), the mesh axis over which the
+            classes are split.
         where, weights, reduction: as in every loss, see `jloss.reduction`, along the sequences. The
             mean is over sequences. (torch's divides each loss by its number of labels first: for
-            that, `weights=1 / label_lengths` with `jloss.sum`, over the number of sequences.)
+            that, `weights=1 / jnp.maximum(label_lengths, 1)`, and the mean of `each`.)
 
     Returns:
-        The shape [batch], unless `reduction` says otherwise.
+        The shape of the batch, unless `reduction` says otherwise.
 
     Raises:
         ValueError: for shapes that do not go together.
@@ -113,6 +118,10 @@ def ctc_loss(
     >>> loss = ctc_loss(logits, None, jnp.array([[1]]))  # (1, 1), (0, 1), (1, 0) say [1]
     >>> print(f"{jnp.exp(-loss[0]):.4f}")
     0.3333
+    >>> logits, labels = jnp.zeros((2, 4, 3)), jnp.array([[1, 2], [2, -1]])
+    >>> lengths = {"logit_lengths": jnp.array([4, 2]), "label_lengths": jnp.array([2, 1])}
+    >>> print([f"{p:.4f}" for p in jnp.exp(-ctc_loss(logits, None, labels, **lengths))])
+    ['0.1852', '0.3333']
     """
     x = as_array("logits", logits)
     rows = rows_there(where, weights, x.shape, 2)
@@ -123,14 +132,14 @@ def ctc_loss(
 
 
 def ctc_loss_with_forward_probs(
-    logits: Float[ArrayLike, "batch time classes"],
-    logit_paddings: Real[ArrayLike, "batch time"] | None,
-    labels: Int[ArrayLike, "batch labels"],
-    label_paddings: Real[ArrayLike, "batch labels"] | None = None,
+    logits: Float[ArrayLike, "*batch time classes"],
+    logit_paddings: Real[ArrayLike, "*batch time"] | None,
+    labels: Int[ArrayLike, "*batch labels"],
+    label_paddings: Real[ArrayLike, "*batch labels"] | None = None,
     *,
     blank_id: Int[ArrayLike, ""] = 0,
-    logit_lengths: Int[ArrayLike, "batch"] | None = None,
-    label_lengths: Int[ArrayLike, "batch"] | None = None,
+    logit_lengths: Int[ArrayLike, "*batch"] | None = None,
+    label_lengths: Int[ArrayLike, "*batch"] | None = None,
 ) -> tuple[Array, Array, Array]:
     """`ctc_loss`, and the probabilities of all beginnings that it is made of.
 
@@ -157,20 +166,24 @@ def ctc_loss_with_forward_probs(
     """
     doors = logit_paddings, labels, label_paddings, blank_id, logit_lengths, label_lengths
     x = as_array("logits", logits)
-    values = on_auto_axes(functools.partial(surprise_of_labels, None), 2, x, *doors)
-    probs = on_auto_axes(forward_probs, 2, x, *doors)
+    values, *probs = on_auto_axes(forward_probs, 2, x, *doors)
     blanks, spoken = (jnp.moveaxis(a, -2, 0) for a in probs)
     return values, blanks, spoken
 
 
-def forward_probs(x: Array, *doors) -> tuple[Array, Array]:
-    """[*batch, time, 1 + labels], and [*batch, time, labels]."""
-    steps = steps_of(through_the_door(None, x, *doors))
+def forward_probs(x: Array, *doors) -> tuple[Array, Array, Array]:
+    """The loss, [*batch, time, 1 + labels], and [*batch, time, labels]."""
+    given = through_the_door(None, x, *doors)
+    steps = steps_of(given)
     keep = lambda cells, _: tuple(map(EXTENDED.log, cells))
-    blanks, spoken = (whole(kept, steps) for kept in walked(EXTENDED, CHAIN, steps, keep)[2])
+    (last, _), _, kept = walked(EXTENDED, CHAIN, steps, keep)
+    blanks, spoken = (whole(log, steps) for log in kept)
     blanks = jnp.concatenate([blanks[:-1], jnp.logaddexp(blanks[-1:], spoken[-1:])])
-    as_given = lambda a: a.swapaxes(0, 1).reshape(*x.shape[:-1], a.shape[-1])
-    return as_given(blanks), as_given(spoken[..., 1:])
+    good = as_it_should_be(given, steps)
+    values = nan_unless(good, -at_end(EXTENDED.log(last), given.length)).reshape(x.shape[:-2])
+    told = lambda a: nan_unless(good[:, None, None], a.swapaxes(0, 1))
+    as_given = lambda a: told(a).reshape(*x.shape[:-1], a.shape[-1])
+    return values, as_given(blanks), as_given(spoken[..., 1:])
 
 
 class Alignment(NamedTuple):
@@ -178,7 +191,8 @@ class Alignment(NamedTuple):
 
     Attributes:
         labels: the class of each frame, the blank where it says none, [batch, time].
-        positions: which of the sequence's labels that is, -1 for blanks, [batch, time].
+        positions: which of the sequence's labels (those that are no padding) that is, from 0; -1
+            for blanks and padding, [batch, time].
         scores: the log-probability of each frame's class, 0 in padding, [batch, time].
         log_likelihood: that of the path, the sum of the scores, [batch].
     """
@@ -190,14 +204,14 @@ class Alignment(NamedTuple):
 
 
 def ctc_alignment(
-    logits: Float[ArrayLike, "batch time classes"],
-    logit_paddings: Real[ArrayLike, "batch time"] | None,
-    labels: Int[ArrayLike, "batch labels"],
-    label_paddings: Real[ArrayLike, "batch labels"] | None = None,
+    logits: Float[ArrayLike, "*batch time classes"],
+    logit_paddings: Real[ArrayLike, "*batch time"] | None,
+    labels: Int[ArrayLike, "*batch labels"],
+    label_paddings: Real[ArrayLike, "*batch labels"] | None = None,
     *,
     blank_id: Int[ArrayLike, ""] = 0,
-    logit_lengths: Int[ArrayLike, "batch"] | None = None,
-    label_lengths: Int[ArrayLike, "batch"] | None = None,
+    logit_lengths: Int[ArrayLike, "*batch"] | None = None,
+    label_lengths: Int[ArrayLike, "*batch"] | None = None,
 ) -> Alignment:
     """The likeliest of the paths that `ctc_loss` adds up: which frame says which label.
 
@@ -254,11 +268,11 @@ class Transcript(NamedTuple):
 
 
 def ctc_greedy_decode(
-    logits: Float[ArrayLike, "batch time classes"],
-    logit_paddings: Real[ArrayLike, "batch time"] | None = None,
+    logits: Float[ArrayLike, "*batch time classes"],
+    logit_paddings: Real[ArrayLike, "*batch time"] | None = None,
     *,
     blank_id: Int[ArrayLike, ""] = 0,
-    logit_lengths: Int[ArrayLike, "batch"] | None = None,
+    logit_lengths: Int[ArrayLike, "*batch"] | None = None,
 ) -> Transcript:
     """What the likeliest class of each frame says: without repetitions, then without blanks.
 
@@ -270,6 +284,9 @@ def ctc_greedy_decode(
 
     Raises:
         ValueError: for shapes that do not go together.
+        TypeError: for logits that are not floating or lengths that are not integers.
+
+    A length outside its array or a blank that is no class gives NaN for the log-likelihood.
 
     References:
         Graves, Fernandez, Gomez, Schmidhuber, "Connectionist Temporal Classification: Labelling
@@ -281,16 +298,17 @@ def ctc_greedy_decode(
     [[1 1 2 0 0 0]] [3]
     """
     x, _ = consumed("logits", sequences("logits", logits, ("time", "classes")), -1)
-    frames, _ = present("logit_lengths", logit_lengths, x.shape[:-1], None)
+    frames, good = present("logit_lengths", logit_lengths, x.shape[:-1], None)
     frames = unpadded("logit_paddings", logit_paddings, frames)
-    blank_id = integers("blank_id", blank_id).astype(jnp.int32)
+    blank, possible = blank_of(blank_id, x.shape[-1])
+    blank = blank.astype(jnp.int32)
     clean = cleaned(x, frames)
-    path = packed(jnp.argmax(clean, -1).astype(jnp.int32), frames, blank_id)
+    path = packed(jnp.argmax(clean, -1).astype(jnp.int32), frames, blank)
     before = jnp.concatenate([jnp.full_like(path[..., :1], -1), path[..., :-1]], -1)
-    says = (path != before) & (path != blank_id)
+    says = (path != before) & (path != blank)
     lengths = jnp.sum(says, -1, dtype=jnp.int32)
     score = jnp.sum(jnp.where(frames, -log_sum_exp_parts(clean)[1], 0), -1)
-    return Transcript(packed(path, says, blank_id), lengths, score)
+    return Transcript(packed(path, says, blank), lengths, nan_unless(good & possible, score))
 
 
 class Spoken(NamedTuple):
@@ -322,7 +340,7 @@ def through_the_door(
     size, shape = classes_over_devices(x, axis_name), (*x.shape[:-2], y.shape[-1])
     y = transcripts(labels, label_paddings, label_lengths, blank_id, size, shape, rows)
     ends = *((0, 0, 0) for _ in shape[:-1]), (1, 0, 0)
-    classes = lax.pad(y.labels, jnp.asarray(blank_id, y.labels.dtype), ends)
+    classes = lax.pad(y.labels, y.blank, ends)
     flat = lambda a: a.reshape(math.prod(shape[:-1]), *a.shape[len(shape) - 1 :])
     return Spoken(*map(flat, (x, classes, frames, y.length, good & y.good)))
 

@@ -66,7 +66,8 @@ def rnnt_loss(
         blank_id: the number of the blank.
         fastemit: $\lambda$ of FastEmit: gradients through labels are $1 + \lambda$ times as large
             (the value is not changed), which makes them come earlier.
-        axis_name: inside `shard_map`, the mesh axis over which the classes are split.
+        axis_name: inside `shard_map` (that checks what varies), the mesh axis over which the
+            classes are split.
         where, weights, reduction: as in every loss, see `jloss.reduction`, along the sequences.
 
     Returns:
@@ -94,13 +95,13 @@ def rnnt_loss(
     x, _ = consumed("logits", sequences("logits", logits, ("time", "labels + 1", "classes")), -1)
     rows = rows_there(where, weights, x.shape, 3)
 
-    def values(x, *doors):
+    def values(x, fastemit, *doors):
         spoken = through_the_door(x.shape[:-1], classes_over_devices(x, axis_name), *doors)
         flat = x.reshape(*spoken.nodes.shape, x.shape[-1])
-        loss = loss_of(moves_from(flat, spoken, blank_id, axis_name), spoken, fastemit)
+        loss = loss_of(moves_from(flat, spoken, axis_name), spoken, fastemit)
         return loss.reshape(x.shape[:-3])
 
-    doors = labels, logit_lengths, label_lengths, blank_id, rows
+    doors = fastemit, labels, logit_lengths, label_lengths, blank_id, rows
     return finish(on_auto_axes(values, 3, x, *doors), reduction, where=rows, weights=weights)
 
 
@@ -156,7 +157,8 @@ def rnnt_loss_from_joint(
     *lead, time, _ = e.shape
     shape = (*lead, time, p.shape[-2])
     rows = rows_there(where, weights, e.shape, 2)
-    size = jax.eval_shape(joint, e[..., :1, :], p).shape[-1]
+    frame = jax.ShapeDtypeStruct((*lead, 1, e.shape[-1]), e.dtype)
+    size = jax.eval_shape(joint, frame, p).shape[-1]
     spoken = through_the_door(shape, size, labels, logit_lengths, label_lengths, blank_id, rows)
     e, p = spoken_sides(e, p, spoken)
     chunk = 2**22 // max(1, math.prod(shape) // max(1, time) * size) if chunk is None else chunk
@@ -165,8 +167,9 @@ def rnnt_loss_from_joint(
     @jax.checkpoint
     def moves_in(part):
         e, nodes = part
-        x = joint(e, p).reshape(*nodes.shape, size)
-        return moves_from(x, spoken._replace(nodes=nodes), blank_id, None)
+        x = joint(e, p)
+        expect_shape("joint(...)", x, (*e.shape[:-1], p.shape[-2], size))
+        return moves_from(x.reshape(*nodes.shape, size), spoken._replace(nodes=nodes))
 
     parts = by_stride(e, len(lead), chunks), by_stride(spoken.nodes, 1, chunks)
     moves = Moves(*(whole_again(a, time) for a in lax.map(moves_in, parts)))
@@ -220,11 +223,11 @@ def rnnt_simple_loss(
     e, p = both_sides(encoder, predictor)
     rows = rows_there(where, weights, e.shape, 2)
 
-    def values(e, p, *doors):
-        spoken, moves = simply_joined(e, p, blank_id, *doors)
+    def values(e, p, fastemit, *doors):
+        spoken, moves = simply_joined(e, p, *doors)
         return loss_of(moves, spoken, fastemit).reshape(e.shape[:-2])
 
-    doors = labels, logit_lengths, label_lengths, rows
+    doors = fastemit, labels, logit_lengths, label_lengths, blank_id, rows
     return finish(on_auto_axes(values, 2, e, p, *doors), reduction, where=rows, weights=weights)
 
 
@@ -263,10 +266,10 @@ def rnnt_pruning_ranges(
     e, p = (lax.stop_gradient(a) for a in both_sides(encoder, predictor))
 
     def firsts(e, p, *doors):
-        spoken, moves = simply_joined(e, p, blank_id, *doors)
+        spoken, moves = simply_joined(e, p, *doors)
         return ranges_of(moves, spoken, size).reshape(e.shape[:-1])
 
-    doors = labels, logit_lengths, label_lengths, None
+    doors = labels, logit_lengths, label_lengths, blank_id
     return on_auto_axes(firsts, 1, e, p, *doors)
 
 
@@ -319,14 +322,14 @@ def rnnt_pruned_loss(
     expect_shape("ranges", first, x.shape[:-2])
     y = sequences("labels", labels, ("labels",))
 
-    def values(x, first, y, *doors):
+    def values(x, fastemit, first, y, *doors):
         shape = (*x.shape[:-2], y.shape[-1] + 1)
         spoken = through_the_door(shape, x.shape[-1], y, *doors)
         flat = x.reshape(*spoken.nodes.shape[:2], *x.shape[-2:])
-        moves = pruned(flat, first.reshape(flat.shape[:2]), spoken, blank_id)
+        moves = pruned(flat, first.reshape(flat.shape[:2]), spoken)
         return loss_of(moves, spoken, fastemit).reshape(x.shape[:-3])
 
-    doors = first, y, logit_lengths, label_lengths, blank_id, rows
+    doors = fastemit, first, y, logit_lengths, label_lengths, blank_id, rows
     return finish(on_auto_axes(values, 3, x, *doors), reduction, where=rows, weights=weights)
 
 
@@ -377,7 +380,7 @@ def aligned(x: Array, labels, logit_lengths, label_lengths, blank_id) -> Emissio
     """By the one path that all mass takes where merging takes the larger."""
     doors = labels, logit_lengths, label_lengths, blank_id
     spoken = through_the_door(x.shape[:-1], x.shape[-1], *doors)
-    moves = moves_from(x.reshape(*spoken.nodes.shape, x.shape[-1]), spoken, blank_id, None)
+    moves = moves_from(x.reshape(*spoken.nodes.shape, x.shape[-1]), spoken)
     steps = steps_of(moves, spoken)
     best, (_, said) = flows(MAX_PLUS, GRID, steps, spoken.length)
     good = spoken.good & ~has_nan(steps.weights[0])
@@ -403,28 +406,26 @@ def spoken_sides(e: Array, p: Array, spoken: Spoken) -> tuple[Array, Array]:
     return blank(e, as_given(frames, e)), blank(p, as_given(positions, p))
 
 
-def simply_joined(e, p, blank_id, labels, logit_lengths, label_lengths, rows):
+def simply_joined(e: Array, p: Array, *doors) -> tuple[Spoken, Moves]:
     """Log-probabilities of e + p, from one product of their exponentials."""
     shape = (*e.shape[:-1], p.shape[-2])
-    spoken = through_the_door(
-        shape, e.shape[-1], labels, logit_lengths, label_lengths, blank_id, rows
-    )
+    spoken = through_the_door(shape, e.shape[-1], *doors)
     flat = lambda a: a.reshape(math.prod(shape[:-2]), *a.shape[-2:])
     e, p = map(flat, spoken_sides(e, p, spoken))
-    return spoken, Moves(*lean(moves_of_sum)(e, p, spoken.classes, jnp.asarray(blank_id)))
+    return spoken, Moves(*lean(moves_of_sum)(e, p, spoken.classes, spoken.blank))
 
 
-def moves_of_sum(e: Array, p: Array, classes: Array, blank_id: Array) -> tuple[Array, Array]:
+def moves_of_sum(e: Array, p: Array, classes: Array, none: Array) -> tuple[Array, Array]:
     """log softmax(e + p) of the blank and of each position's class."""
     e, p = floats(encoder=e, predictor=p)
     e_top, p_top = (lax.stop_gradient(jnp.max(a, -1, keepdims=True)) for a in (e, p))
     one = jnp.einsum("btv,buv->btu", jnp.exp(e - e_top), jnp.exp(p - p_top), precision="highest")
     one = jnp.maximum(one, float(jnp.finfo(one.dtype).tiny))
-    normalizer = jnp.log(one) + e_top + p_top.swapaxes(1, 2)
+    log_sum = jnp.log(one) + e_top + p_top.swapaxes(1, 2)
     label = jax.vmap(lambda e, at: e.at[:, at].get(mode="clip"))(e, classes)
     label += jnp.take_along_axis(p, classes[..., None], 2).swapaxes(1, 2)
-    none = e[..., blank_id, None] + p[..., blank_id][:, None]
-    return none - normalizer, label - normalizer
+    no_label = e[..., none, None] + p[..., none][:, None]
+    return no_label - log_sum, label - log_sum
 
 
 def ranges_of(moves: Moves, spoken: Spoken, size: int) -> Array:
@@ -445,7 +446,7 @@ def ranges_of(moves: Moves, spoken: Spoken, size: int) -> Array:
     return jnp.minimum(first, most)
 
 
-def pruned(x: Array, first: Array, spoken: Spoken, blank_id: ArrayLike) -> Moves:
+def pruned(x: Array, first: Array, spoken: Spoken) -> Moves:
     """Of logits [batch, time, size, classes] on the whole grid: -inf where there are none."""
     position = first[..., None] + lax.broadcasted_iota(first.dtype, x.shape[:3], 2)
     time, positions = spoken.nodes.shape[1:]
@@ -454,7 +455,7 @@ def pruned(x: Array, first: Array, spoken: Spoken, blank_id: ArrayLike) -> Moves
     whole = lambda a: jnp.broadcast_to(a[:, None], (a.shape[0], time, a.shape[1]))
     classes = jnp.take_along_axis(whole(spoken.classes), at, 2)
     nodes = inside & jnp.take_along_axis(spoken.nodes, at, 2)
-    given = x, classes, jnp.asarray(blank_id, classes.dtype)[None, None, None], nodes
+    given = x, classes, spoken.blank[None, None, None], nodes
     blanks, labels = lean(moves_of, static_argnums=4)(*given, None)
     u = lax.broadcasted_iota(first.dtype, (1, 1, positions), 2)
     kept = [position[..., r, None] == u for r in range(x.shape[2])]

@@ -36,7 +36,8 @@ def edit_distance(
         prediction_lengths, label_lengths: how many there are, the first ones; None for all.
 
     Returns:
-        The Levenshtein distance of each pair, 0 where both are empty.
+        The Levenshtein distance of each pair, 0 where both are empty; -1 for a length outside its
+        array.
 
     Raises:
         ValueError: for shapes that do not go together.
@@ -52,14 +53,15 @@ def edit_distance(
     x = integers("predictions", sequences("predictions", predictions, ("predicted",)))
     y = integers("labels", sequences("labels", labels, ("labels",)))
     expect_shape("labels", y, (*x.shape[:-1], y.shape[-1]))
+    x, y = (a.astype(max(x.dtype, y.dtype, key=lambda d: d.itemsize)) for a in (x, y))
     return on_auto_axes(edits, 1, x, y, prediction_lengths, label_lengths)
 
 
 def edits(x: Array, y: Array, prediction_lengths: Array | None, label_lengths: Array | None):
     """Of the best path through the grid of both, on which each edit costs 1."""
     lead = x.shape[:-1]
-    in_x, _ = present("prediction_lengths", prediction_lengths, x.shape, None)
-    in_y, _ = present("label_lengths", label_lengths, y.shape, None)
+    in_x, good_x = present("prediction_lengths", prediction_lengths, x.shape, None)
+    in_y, good_y = present("label_lengths", label_lengths, y.shape, None)
     flat = lambda a: a.reshape(math.prod(lead), a.shape[-1])
     x, y, in_x, in_y = map(flat, (x, y, in_x, in_y))
     # [batch, predicted + 1, labels + 1]: nodes, left when so much of each has been read
@@ -74,4 +76,4 @@ def edits(x: Array, y: Array, prediction_lengths: Array | None, label_lengths: A
     steps = Steps(tuple(skewed(a, fill) for a, fill in zip(moves, (0, -jnp.inf, -jnp.inf))))
     (best, *_), _, _ = walked(MAX_PLUS, GRID, steps)
     distance = -at_end(best[0], jnp.sum(in_y, 1, dtype=jnp.int32))
-    return distance.astype(jnp.int32).reshape(lead)
+    return jnp.where(good_x & good_y, distance.astype(jnp.int32).reshape(lead), -1)

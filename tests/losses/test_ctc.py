@@ -811,3 +811,24 @@ def test_the_product_that_a_tpu_takes_is_the_gather(dtype):
     by = by.astype(jnp.float32).round(1).astype(dtype)
     tight = {"rtol": 1e-6, "atol": 1e-6} if dtype == "float32" else {"rtol": 2e-2, "atol": 2e-2}
     np.testing.assert_allclose(*(np.float32(slope(by)[0]) for slope in slopes), **tight)
+
+
+@pytest.mark.parametrize("blank_id", [-1, 4])
+def test_a_blank_that_is_no_class_is_told(blank_id):
+    logits, labels = np.zeros((1, 3, 4), np.float32), np.array([[1]])
+    loss = lambda x: jloss.ctc_loss(x, None, labels, blank_id=blank_id).sum()
+    value, gradient = jax.value_and_grad(loss)(logits)
+    assert np.isnan(value)
+    assert np.isnan(gradient).all()
+    assert np.isnan(jloss.ctc_greedy_decode(logits, blank_id=blank_id).log_likelihood)
+    with pytest.raises(ValueError, match="`blank_id` should lie in"):
+        jloss.checked(jax.jit(loss))(logits)
+
+
+def test_what_is_no_padding_is_told():
+    logits, labels = np.zeros((1, 2, 4), np.float32), np.array([[1, 2]])
+    swapped = jax.jit(lambda x: jloss.ctc_loss(x, labels, labels))
+    with pytest.raises(ValueError, match="`logit_paddings` should be 0, or 1"):
+        jloss.checked(swapped)(logits)
+    with pytest.raises(ValueError, match="come before what they pad"):
+        jloss.ctc_loss(logits, np.array([2]), labels)

@@ -902,3 +902,31 @@ def test_bad_arguments_are_told_by_name(change, error, told):
 def test_sides_that_do_not_go_together_are_told_by_name(call, told):
     with pytest.raises(ValueError, match=told):
         call(*sides(*SMALL))
+
+
+@pytest.mark.parametrize("blank_id", [-1, 3])
+def test_a_blank_that_is_no_class_is_told(blank_id):
+    logits, labels = np.zeros((1, 2, 2, 3), np.float32), np.array([[1]])
+    loss = lambda x: jloss.rnnt_loss(x, labels, blank_id=blank_id).sum()
+    value, gradient = jax.value_and_grad(loss)(logits)
+    assert np.isnan(value)
+    assert np.isnan(gradient).all()
+    with pytest.raises(ValueError, match="`blank_id` should lie in"):
+        jloss.checked(jax.jit(loss))(logits)
+
+
+def test_a_joint_of_other_axes_is_told():
+    encoder, predictor = np.zeros((2, 3, 4), np.float32), np.zeros((2, 2, 4), np.float32)
+    turned = lambda e, p: e[:, None] + p[:, :, None]
+    with pytest.raises(ValueError, match=r"`joint\(...\)` should have shape \(2, 3, 2, 4\)"):
+        jloss.rnnt_loss_from_joint(turned, encoder, predictor, np.array([[1], [2]]))
+
+
+def test_hyperparameters_may_be_arrays_on_an_explicit_mesh():
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Explicit,))
+    place = NamedSharding(mesh, P("data"))
+    x, y = np.zeros((8, 3, 2, 4), np.float32), np.ones((8, 1), int)
+    loss = jax.jit(lambda x, y, few, b: jloss.rnnt_loss(x, y, fastemit=few, blank_id=b))
+    few = jnp.array(0.1), jnp.array(3)
+    got = loss(jax.device_put(x, place), jax.device_put(y, place), *few)
+    np.testing.assert_allclose(got, loss(x, y, *few), rtol=1e-6)
