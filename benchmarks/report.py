@@ -169,7 +169,10 @@ def compiler_facts(rows):
         for name in dict.fromkeys(row["competitor"] for row in together):
             case = f"{first['case']}: {told(first['at'])}" if name == first["competitor"] else ""
             of = {row["target"]: row for row in together if row["competitor"] == name}
-            figures = [f"{mib(row)} | {traffic(row)}" for row in map(of.get, targets(rows))]
+            figures = [
+                f"{mib(of[target])} | {traffic(of[target])}" if target in of else "none | "
+                for target in targets(rows)
+            ]
             yield f"| {case} | {name} | " + " | ".join(figures) + " |"
 
 

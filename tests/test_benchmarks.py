@@ -434,3 +434,15 @@ def test_what_a_compiler_says_without_its_device(target):
 def test_a_missing_compiler_is_named(monkeypatch):
     monkeypatch.setattr(compiled.util, "find_spec", lambda name: None)
     assert compiled.missing("TPU v5e") == ["jax[tpu]"]
+
+
+def test_what_does_not_compile_for_one_target_is_told():
+    fact = {"question": "q", "case": "c", "at": {"n": 1}, "floor_bytes": 4}
+    fact |= {"temp_bytes": 2**20, "compiler_bytes": 8}
+    rows = [
+        {**fact, "competitor": name, "target": target}
+        for name, target in (("jloss", "H100"), ("jloss", "TPU v5e"), ("jax", "H100"))
+    ]
+    *_, ours, theirs = report.compiler_facts(rows)
+    assert ours == "| c: n 1 | jloss | 1.00 | 2.00 | 1.00 | 2.00 |"
+    assert theirs == "|  | jax | 1.00 | 2.00 | none |  |"
