@@ -11,6 +11,7 @@ from jax.sharding import AxisType
 
 from jloss._core.checks import nan_unless
 from jloss._core.classes import is_label
+from jloss._core.devices import alike
 from jloss._core.inputs import (
     blank,
     consumed,
@@ -155,7 +156,7 @@ def crf_decode(
     """
     chain = _chain(scores, transitions, start, end, lengths)
     known = required(chain.known, None, "`lengths` should lie in [0, time]")
-    first = chain.scores[0] + _zero(chain.scores, chain.transitions, chain.live)
+    first, *_ = alike(chain.scores[0], chain.transitions, chain.live)
     (best, total), before = jax.lax.scan(
         functools.partial(_best_step, chain.transitions),
         (first, jnp.zeros_like(first[..., 0])),
@@ -207,12 +208,6 @@ def _wide(row: Array, ndim: int) -> Array:
     return jnp.expand_dims(row, tuple(range(ndim - row.ndim)))
 
 
-def _zero(*arrays: Array) -> Array:
-    """0 that varies over all mesh axes of a `shard_map` that one of the arrays varies over."""
-    total = sum((jnp.sum(a != a, dtype=jnp.int32) for a in arrays), jnp.int32(0))
-    return (0 * total).astype(arrays[0].dtype)
-
-
 def _level(log: Array, axis: int) -> Array:
     """What to take off before `exp`: the largest, or 0 where there is nothing."""
     top = jax.lax.stop_gradient(jnp.max(log, axis))
@@ -241,8 +236,7 @@ def _log_likelihood(chain: _Chain, y: Array) -> Array:
     first, steps, possible = _relative(chain, y, scale)
     # Carries have to vary as results do; and all that a branch reads, or the backward pass of one
     # that not all devices take would wait for them.
-    zero = _zero(chain.scores, chain.transitions, chain.live, y)
-    first, matrix = first + zero, chain.transitions - scale[None] + zero
+    first, matrix, steps, _ = alike(first, chain.transitions - scale[None], steps, y)
     fast, sure = _surprise(_by_product(matrix), first, steps)
     slow = jax.checkpoint(lambda *args: _surprise(_by_pairs(matrix), *args)[0])
     ok = _in_whole_batch(jnp.all(sure | ~steps.live))
