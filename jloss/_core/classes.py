@@ -210,6 +210,12 @@ def of_device(x: Array, classes: Array, axis_name: str | None) -> Array:
     return jnp.where((own >= 0) & (own < x.shape[-1]), own, x.shape[-1])
 
 
+def gather(x: Array, at: Array) -> Array:
+    """What each of [batch, rows, classes] holds at its sequence's [batch, n]; 0 beyond them all."""
+    look = lambda x, at: x.at[:, at].get(mode="fill", fill_value=0)
+    return jax.vmap(look)(x, at)
+
+
 def classes_over_devices(x: Array, axis_name: str | None) -> int:
     """How many classes there are on all devices."""
     return x.shape[-1] * (1 if axis_name is None else jax.lax.axis_size(axis_name))

@@ -14,7 +14,7 @@ from jax.typing import ArrayLike
 from jloss._core.checks import insist
 from jloss._core.classes import log_sum_exp_parts
 from jloss._core.devices import total
-from jloss._core.inputs import as_array, expect_shape, floats, integers, masks, required
+from jloss._core.inputs import as_array, consumed, expect_shape, floats, integers, masks, required
 
 
 def sequences(name: str, data: ArrayLike, axes: tuple[str, ...]) -> Array:
@@ -24,6 +24,11 @@ def sequences(name: str, data: ArrayLike, axes: tuple[str, ...]) -> Array:
         wanted = ", ".join(("...", *axes))
         raise ValueError(f"`{name}` should be [{wanted}], but has shape {array.shape}")
     return array
+
+
+def scores(name: str, data: ArrayLike, axes: tuple[str, ...]) -> Array:
+    """The same of what a model gives, whose last axis may not be empty."""
+    return consumed(name, sequences(name, data, axes), -1)[0]
 
 
 def rows_there(
@@ -90,9 +95,14 @@ def normalizer(x: Array, there: Array, axis_name: str | None) -> tuple[Array, Ar
 def _(axis_name, primals, tangents):
     (x, there), (along, _) = primals, tangents
     top, rest = normalizer(x, there, axis_name)
-    share = jnp.exp(cleaned(x, there) - top[..., None] - rest[..., None])
-    along = jnp.where(there[..., None], along.astype(share.dtype), 0)
-    return (top, rest), (jnp.zeros_like(top), total(jnp.sum(share * along, -1), axis_name))
+    moved = jnp.sum(shares(x, there, axis_name) * cleaned(along, there), -1)
+    return (top, rest), (jnp.zeros_like(top), total(moved, axis_name))
+
+
+def shares(x: Array, there: Array, axis_name: str | None) -> Array:
+    """softmax(x) of the classes of this device."""
+    top, rest = (part[..., None] for part in normalizer(x, there, axis_name))
+    return jnp.exp(cleaned(x, there) - top - rest)
 
 
 def packed(array: Array, there: Array, fill: ArrayLike) -> Array:

@@ -17,7 +17,7 @@ from jloss._core.devices import total
 from jloss._core.inputs import hyperparameter
 from jloss._core.lattice import GRID, Steps, has_nan, surprise
 from jloss._core.numerics import lean
-from jloss._core.sequences import cleaned, normalizer, present, sequences, transcripts
+from jloss._core.sequences import cleaned, normalizer, present, shares, transcripts
 
 
 class Spoken(NamedTuple):
@@ -50,7 +50,6 @@ def through_the_door(
     *lead, time, positions = shape
     if positions == 0:
         raise ValueError(f"`logits` should have a position before any label, but are {shape}")
-    sequences("labels", labels, ("labels",))
     frames, good = present("logit_lengths", logit_lengths, (*lead, time), rows)
     y = transcripts(labels, None, label_lengths, blank_id, size, (*lead, positions - 1), rows)
     ends = *((0, 0, 0) for _ in lead), (0, 1, 0)
@@ -93,9 +92,12 @@ def loss_of(moves: Moves, spoken: Spoken, fastemit: ArrayLike | None) -> Array:
         more = hyperparameter("fastemit", fastemit, label)
         moves = moves._replace(label=label + more * jnp.where(still > -jnp.inf, label - still, 0))
     steps = steps_of(moves, spoken)
-    return nan_unless(
-        spoken.good & ~has_nan(steps.weights[0]), surprise(GRID, steps, spoken.length)
-    )
+    return nan_unless(as_it_should_be(spoken, steps), surprise(GRID, steps, spoken.length))
+
+
+def as_it_should_be(spoken: Spoken, steps: Steps) -> Array:
+    """Lengths, labels and logits, [batch]; what is wrong with one logit its node's blank shows."""
+    return spoken.good & ~has_nan(steps.weights[0])
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(4,))
@@ -121,10 +123,8 @@ def moves_of(
 @moves_of.defjvp
 def _(axis_name, primals, tangents):
     (x, classes, blank_id, nodes), (along, *_) = primals, tangents
-    top, rest = (part[..., None] for part in normalizer(x, nodes, axis_name))
-    share = jnp.exp(cleaned(x, nodes) - top - rest)
-    along = jnp.where(nodes[..., None], along.astype(share.dtype), 0)
-    spread = jnp.sum(share * along, -1)
+    along = cleaned(along, nodes)
+    spread = jnp.sum(shares(x, nodes, axis_name) * along, -1)
 
     def slope(classes):
         own = of_device(x, jnp.broadcast_to(classes, nodes.shape), axis_name)
@@ -135,6 +135,7 @@ def _(axis_name, primals, tangents):
 
 
 def moves_from(x: Array, spoken: Spoken, axis_name: str | None = None) -> Moves:
-    """From logits [batch, time, labels + 1, classes]."""
+    """From logits [..., time, labels + 1, classes]."""
+    x = x.reshape(*spoken.nodes.shape, x.shape[-1])
     given = x, spoken.classes[:, None], spoken.blank[None, None, None], spoken.nodes
     return Moves(*lean(moves_of, static_argnums=4)(*given, axis_name))

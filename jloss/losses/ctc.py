@@ -11,9 +11,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from jloss._core.checks import nan_unless
-from jloss._core.classes import classes_over_devices, log_sum_exp_parts, of_device
+from jloss._core.classes import classes_over_devices, gather, log_sum_exp_parts, of_device
 from jloss._core.devices import on_auto_axes, total
-from jloss._core.inputs import as_array, consumed
+from jloss._core.inputs import as_array
 from jloss._core.lattice import (
     CHAIN,
     EXTENDED,
@@ -35,7 +35,9 @@ from jloss._core.sequences import (
     packed,
     present,
     rows_there,
+    scores,
     sequences,
+    shares,
     transcripts,
     unpadded,
 )
@@ -247,10 +249,10 @@ def aligned(x: Array, *doors) -> Alignment:
     used = (used[..., 1:] > 0) & (spoken.frames & good[:, None]).T[..., None]
     positions = first_place(used, 2).T
     log_p = steps.weights[0].swapaxes(0, 1)
-    scores = jnp.take_along_axis(log_p, positions[..., None] + 1, 2)[..., 0]
+    of_frames = jnp.take_along_axis(log_p, positions[..., None] + 1, 2)[..., 0]
     labels = jnp.take_along_axis(spoken.classes, positions + 1, 1)
     as_given = lambda a: a.reshape(*x.shape[:-2], *a.shape[1:])
-    return Alignment(*map(as_given, (labels, positions, scores, nan_unless(good, best))))
+    return Alignment(*map(as_given, (labels, positions, of_frames, nan_unless(good, best))))
 
 
 class Transcript(NamedTuple):
@@ -297,7 +299,7 @@ def ctc_greedy_decode(
     >>> print(transcript.labels, transcript.lengths)
     [[1 1 2 0 0 0]] [3]
     """
-    x, _ = consumed("logits", sequences("logits", logits, ("time", "classes")), -1)
+    x = scores("logits", logits, ("time", "classes"))
     frames, good = present("logit_lengths", logit_lengths, x.shape[:-1], None)
     frames = unpadded("logit_paddings", logit_paddings, frames)
     blank, possible = blank_of(blank_id, x.shape[-1])
@@ -333,7 +335,7 @@ def through_the_door(
     rows=None,
 ) -> Spoken:
     """The door in: what is no label or is not there stands as a blank."""
-    x, _ = consumed("logits", sequences("logits", logits, ("time", "classes")), -1)
+    x = scores("logits", logits, ("time", "classes"))
     y = sequences("labels", labels, ("labels",))
     frames, good = present("logit_lengths", logit_lengths, x.shape[:-1], rows)
     frames = unpadded("logit_paddings", logit_paddings, frames)
@@ -361,20 +363,12 @@ def log_probs(x: Array, classes: Array, frames: Array, axis_name: str | None) ->
 @log_probs.defjvp
 def _(axis_name, primals, tangents):
     (x, classes, frames), (along, *_) = primals, tangents
-    top, rest = (part[..., None] for part in normalizer(x, frames, axis_name))
-    share = jnp.exp(cleaned(x, frames) - top - rest)
-    along = jnp.where(frames[..., None], along.astype(share.dtype), 0)
+    along = cleaned(along, frames)
     given = along, of_device(x, classes, axis_name)
     on_cpu = one_hot_product if x.shape[2] <= FEW else gather
     own = lax.platform_dependent(*given, cpu=on_cpu, tpu=one_hot_product, default=gather)
-    own = own - jnp.sum(share * along, 2, keepdims=True)
+    own = own - jnp.sum(shares(x, frames, axis_name) * along, 2, keepdims=True)
     return log_probs(*primals, axis_name), total(own, axis_name)
-
-
-def gather(x: Array, at: Array) -> Array:
-    """What each frame holds at its sequence's classes; 0 at those of other devices."""
-    look = lambda x, at: x.at[:, at].get(mode="fill", fill_value=0)
-    return jax.vmap(look)(x, at)
 
 
 def product(x: Array, at: Array) -> Array:

@@ -12,15 +12,16 @@ import jax.numpy as jnp
 from jax import lax
 
 from jloss._core.checks import nan_unless
-from jloss._core.classes import classes_over_devices
+from jloss._core.classes import classes_over_devices, gather
 from jloss._core.devices import on_auto_axes
-from jloss._core.inputs import blank, consumed, expect_shape, floats, integers
-from jloss._core.lattice import EXTENDED, GRID, MAX_PLUS, flows, has_nan
+from jloss._core.inputs import blank, expect_shape, floats, integers
+from jloss._core.lattice import EXTENDED, GRID, MAX_PLUS, flows
 from jloss._core.numerics import lean
-from jloss._core.sequences import first_place, rows_there, sequences
+from jloss._core.sequences import first_place, rows_there, scores, sequences
 from jloss._core.transducer import (
     Moves,
     Spoken,
+    as_it_should_be,
     loss_of,
     moves_from,
     moves_of,
@@ -92,13 +93,12 @@ def rnnt_loss(
     >>> print(f"{27 * jnp.exp(-loss[0]):.4f}")
     2.0000
     """
-    x, _ = consumed("logits", sequences("logits", logits, ("time", "labels + 1", "classes")), -1)
+    x = scores("logits", logits, ("time", "labels + 1", "classes"))
     rows = rows_there(where, weights, x.shape, 3)
 
     def values(x, fastemit, *doors):
         spoken = through_the_door(x.shape[:-1], classes_over_devices(x, axis_name), *doors)
-        flat = x.reshape(*spoken.nodes.shape, x.shape[-1])
-        loss = loss_of(moves_from(flat, spoken, axis_name), spoken, fastemit)
+        loss = loss_of(moves_from(x, spoken, axis_name), spoken, fastemit)
         return loss.reshape(x.shape[:-3])
 
     doors = fastemit, labels, logit_lengths, label_lengths, blank_id, rows
@@ -169,7 +169,7 @@ def rnnt_loss_from_joint(
         e, nodes = part
         x = joint(e, p)
         expect_shape("joint(...)", x, (*e.shape[:-1], p.shape[-2], size))
-        return moves_from(x.reshape(*nodes.shape, size), spoken._replace(nodes=nodes))
+        return moves_from(x, spoken._replace(nodes=nodes))
 
     parts = by_stride(e, len(lead), chunks), by_stride(spoken.nodes, 1, chunks)
     moves = Moves(*(whole_again(a, time) for a in lax.map(moves_in, parts)))
@@ -316,7 +316,7 @@ def rnnt_pruned_loss(
     >>> print(f"{27 * jnp.exp(-loss[0]):.4f}")
     2.0000
     """
-    x, _ = consumed("logits", sequences("logits", logits, ("time", "size", "classes")), -1)
+    x = scores("logits", logits, ("time", "size", "classes"))
     rows = rows_there(where, weights, x.shape, 3)
     first = integers("ranges", ranges)
     expect_shape("ranges", first, x.shape[:-2])
@@ -371,7 +371,7 @@ def rnnt_alignment(
     >>> print(rnnt_alignment(logits, jnp.array([1])).frames)
     [1]
     """
-    x, _ = consumed("logits", sequences("logits", logits, ("time", "labels + 1", "classes")), -1)
+    x = scores("logits", logits, ("time", "labels + 1", "classes"))
     doors = labels, logit_lengths, label_lengths, blank_id
     return on_auto_axes(aligned, 3, lax.stop_gradient(x), *doors)
 
@@ -380,10 +380,9 @@ def aligned(x: Array, labels, logit_lengths, label_lengths, blank_id) -> Emissio
     """By the one path that all mass takes where merging takes the larger."""
     doors = labels, logit_lengths, label_lengths, blank_id
     spoken = through_the_door(x.shape[:-1], x.shape[-1], *doors)
-    moves = moves_from(x.reshape(*spoken.nodes.shape, x.shape[-1]), spoken)
-    steps = steps_of(moves, spoken)
+    steps = steps_of(moves_from(x, spoken), spoken)
     best, (_, said) = flows(MAX_PLUS, GRID, steps, spoken.length)
-    good = spoken.good & ~has_nan(steps.weights[0])
+    good = as_it_should_be(spoken, steps)
     said = (unskewed(said, x.shape[-3]) > 0) & good[:, None, None]  # [batch, time, labels + 1]
     frames = first_place(said[..., :-1], 1)
     lead = x.shape[:-3]
@@ -392,8 +391,8 @@ def aligned(x: Array, labels, logit_lengths, label_lengths, blank_id) -> Emissio
 
 def both_sides(encoder: ArrayLike, predictor: ArrayLike) -> tuple[Array, Array]:
     """What is joined, of the same batch."""
-    e, _ = consumed("encoder", sequences("encoder", encoder, ("time", "features")), -1)
-    p, _ = consumed("predictor", sequences("predictor", predictor, ("labels + 1", "features")), -1)
+    e = scores("encoder", encoder, ("time", "features"))
+    p = scores("predictor", predictor, ("labels + 1", "features"))
     expect_shape("predictor", p, (*e.shape[:-2], *p.shape[-2:]))
     floats(encoder=e, predictor=p)  # raises for others
     return e, p
@@ -422,7 +421,7 @@ def moves_of_sum(e: Array, p: Array, classes: Array, none: Array) -> tuple[Array
     one = jnp.einsum("btv,buv->btu", jnp.exp(e - e_top), jnp.exp(p - p_top), precision="highest")
     one = jnp.maximum(one, float(jnp.finfo(one.dtype).tiny))
     log_sum = jnp.log(one) + e_top + p_top.swapaxes(1, 2)
-    label = jax.vmap(lambda e, at: e.at[:, at].get(mode="clip"))(e, classes)
+    label = gather(e, classes)
     label += jnp.take_along_axis(p, classes[..., None], 2).swapaxes(1, 2)
     no_label = e[..., none, None] + p[..., none][:, None]
     return no_label - log_sum, label - log_sum
