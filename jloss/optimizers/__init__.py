@@ -8,6 +8,7 @@ The states are optax's own classes, so an optax checkpoint of float32 parameters
 
 from __future__ import annotations
 
+from jloss.optimizers import schedules as schedules
 from jloss.optimizers.adam import adam as adam
 from jloss.optimizers.adam import adamw as adamw
 from jloss.optimizers.rmsprop import rmsprop as rmsprop
