@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax.typing import ArrayLike
 
 
 def in_float32(inner: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
@@ -19,13 +17,13 @@ def in_float32(inner: optax.GradientTransformation) -> optax.GradientTransformat
     else stays as it is). What comes back has the dtype of the parameters, or of the gradients if
     there are no parameters, and a state with the dtypes that it had before.
 
-    Promotion is the standard one in here: `inner` may mix real moments with complex gradients, and
-    hyperparameters of one dtype with parameters of another.
+    `inner` may mix real moments with complex gradients, and hyperparameters of one dtype with
+    parameters of another.
     """
-    run = optax.with_extra_args_support(inner)
+    run = promoting(inner)
 
     def init(params: optax.Params) -> optax.OptState:
-        return _map(_strong, run.init(_map(_wide_like, params)))
+        return map_leaves(_strong, run.init(map_leaves(wide_template, params)))
 
     def update(
         updates: optax.Updates,
@@ -33,38 +31,32 @@ def in_float32(inner: optax.GradientTransformation) -> optax.GradientTransformat
         params: optax.Params | None = None,
         **extra_args: Any,
     ) -> tuple[optax.Updates, optax.OptState]:
-        like = updates if params is None else _map(lambda _, p: p, updates, params)
+        like = updates if params is None else map_leaves(lambda _, p: p, updates, params)
         _check_floating("gradient", updates)
         _check_floating("parameter", like)
-        wide_params = None if params is None else _map(_wide, like)
-        with jax.numpy_dtype_promotion("standard"):
-            wide, after = run.update(
-                _map(_wide, updates), _map(_wide, state), wide_params, **extra_args
-            )
-        return _map(_narrow, wide, like), _map(_keep, state, after)
+        wide_params = None if params is None else map_leaves(wide, like)
+        moves, after = run.update(
+            map_leaves(wide, updates), map_leaves(wide, state), wide_params, **extra_args
+        )
+        return map_leaves(_narrow, moves, like), map_leaves(_keep, state, after)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def unbias(moments: Any, decay: ArrayLike, count: ArrayLike) -> Any:
-    """Divide moving averages that began at 0 by 1 - decay^count, formed without cancellation."""
+def promoting(tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    """Let `tx` mix dtypes, whatever jax is told elsewhere, and take further arguments."""
+    run = optax.with_extra_args_support(tx)
 
-    @functools.cache
-    def weight(real: jnp.dtype) -> jax.Array:
-        less, t = jnp.asarray(decay - 1, real), jnp.asarray(count, real)
-        far = less < -0.5  # from 1: there the power is exact, and has a derivative at decay 0
-        near = -jnp.expm1(t * jnp.log1p(jnp.where(far, -0.5, less)))
-        return jnp.where(far, 1 - jnp.asarray(decay, real) ** t, near)
+    def update(
+        updates: optax.Updates, state: Any, params: optax.Params | None = None, **extra: Any
+    ) -> tuple[optax.Updates, Any]:
+        with jax.numpy_dtype_promotion("standard"):
+            return run.update(updates, state, params, **extra)
 
-    return _map(lambda moment: moment / weight(jnp.finfo(moment.dtype).dtype), moments)
-
-
-def at_least_float32(decay: ArrayLike) -> ArrayLike:
-    """Widen a half-precision array, so that 1 - decay is exact; leave a Python float in double."""
-    return _wide(decay) if isinstance(decay, jax.Array) else decay
+    return optax.GradientTransformationExtraArgs(run.init, update)
 
 
-def _map(f: Callable[..., Any], tree: Any, *rest: Any) -> Any:
+def map_leaves(f: Callable[..., Any], tree: Any, *rest: Any) -> Any:
     """`jax.tree.map` over the leaves that `tree` has; where it has None the result has None."""
     return jax.tree.map(
         lambda x, *others: None if x is None else f(x, *others),
@@ -80,7 +72,7 @@ def _wide_dtype(x: Any) -> Any:
     return jnp.dtype(jnp.float32) if half else dtype
 
 
-def _wide(x: Any) -> jax.Array:
+def wide(x: Any) -> jax.Array:
     return jnp.asarray(x, _wide_dtype(x))
 
 
@@ -89,10 +81,9 @@ def _strong(x: Any) -> jax.Array:
     return jnp.asarray(x, jnp.result_type(x))
 
 
-def _wide_like(x: Any) -> Any:
-    """Zeros in the place of a half-precision leaf, which may be a shape only, sharded like it."""
-    dtype = _wide_dtype(x)
-    return x if dtype == jnp.result_type(x) else jnp.zeros_like(x, dtype=dtype)
+def wide_template(x: Any) -> Any:
+    """As `wide`, of an array or of its shape alone."""
+    return x.update(dtype=_wide_dtype(x)) if isinstance(x, jax.ShapeDtypeStruct) else wide(x)
 
 
 def _check_floating(kind: str, tree: Any) -> None:

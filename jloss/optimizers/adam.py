@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike, DTypeLike
 
-from jloss.optimizers._precision import at_least_float32, in_float32, unbias
+from jloss.optimizers._assembly import assembled
+from jloss.optimizers._moments import at_least_float32, decay_of_squares, gated, root, unbias
+from jloss.optimizers.codecs import Codec
 
 
 def adam(
     learning_rate: optax.ScalarOrSchedule,
-    b1: ArrayLike = 0.9,
-    b2: ArrayLike = 0.999,
-    eps: ArrayLike = 1e-8,
-    eps_root: ArrayLike = 0.0,
+    b1: optax.ScalarOrSchedule = 0.9,
+    b2: optax.ScalarOrSchedule = 0.999,
+    eps: optax.ScalarOrSchedule = 1e-8,
+    eps_root: optax.ScalarOrSchedule = 0.0,
     mu_dtype: DTypeLike | None = None,
     *,
     nesterov: bool = False,
+    mu: Codec | None = None,
+    nu: Codec | None = None,
+    max_norm: optax.ScalarOrSchedule | None = None,
+    skip_nonfinite: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Step along the mean of the gradients over the root of the mean of their squares.
 
@@ -41,6 +47,10 @@ def adam(
         mu_dtype: the dtype that m is stored in, for example "bfloat16"; None is the parameter's
             dtype, float32 at least.
         nesterov: NAdam.
+        mu, nu: how m and v are stored: `f32()`, `bf16()`, `int8()`; None is as `mu_dtype` says.
+        max_norm: clip longer gradients to this global norm; a scalar, or a schedule of the steps
+            taken. None is any.
+        skip_nonfinite: a gradient with NaN or inf changes nothing, counts included.
 
     Returns:
         An optax transformation with the state `(ScaleByAdamState(count, mu, nu), EmptyState)`; with
@@ -49,8 +59,8 @@ def adam(
     Raises:
         TypeError: if a gradient, or its parameter, is neither floating point nor complex.
 
-    Any number may become a schedule through `optax.inject_hyperparams(adam)`; half-precision
-    parameters need its `hyperparam_dtype=jnp.float32`, or b2 is rounded to 1.
+    With `max_norm` or `skip_nonfinite` the state is inside a `GuardState` (see `guard`), with a
+    codec inside an `EncodedState`, with a schedule of another number inside a `ScheduledState`.
 
     Differs from optax: float16 and bfloat16 parameters are updated in float32 with float32 moments,
     rounded once at the end (a zero gradient gives a zero update, never NaN); 1 - b^t is formed
@@ -67,21 +77,27 @@ def adam(
     >>> jnp.round(updates, 3)
     Array([-0.5,  0.5], dtype=float32)
     """
-    scale = _scale_by_adam(b1, b2, eps, eps_root, mu_dtype, nesterov)
-    return in_float32(optax.chain(scale, optax.scale_by_learning_rate(learning_rate)))
+    tail = [optax.scale_by_learning_rate(learning_rate)]
+    make = functools.partial(_chain, tail, mu_dtype, nesterov)
+    numbers = {"b1": b1, "b2": b2, "eps": eps, "eps_root": eps_root}
+    return assembled(make, numbers, {"mu": mu, "nu": nu}, max_norm, skip_nonfinite)
 
 
 def adamw(
     learning_rate: optax.ScalarOrSchedule,
-    b1: ArrayLike = 0.9,
-    b2: ArrayLike = 0.999,
-    eps: ArrayLike = 1e-8,
-    eps_root: ArrayLike = 0.0,
+    b1: optax.ScalarOrSchedule = 0.9,
+    b2: optax.ScalarOrSchedule = 0.999,
+    eps: optax.ScalarOrSchedule = 1e-8,
+    eps_root: optax.ScalarOrSchedule = 0.0,
     mu_dtype: DTypeLike | None = None,
     weight_decay: optax.ScalarOrSchedule = 1e-4,
     mask: Any | Callable[[optax.Params], Any] | None = None,
     *,
     nesterov: bool = False,
+    mu: Codec | None = None,
+    nu: Codec | None = None,
+    max_norm: optax.ScalarOrSchedule | None = None,
+    skip_nonfinite: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Step like `adam`, and shrink the parameters beside it by a share of the learning rate.
 
@@ -99,6 +115,10 @@ def adamw(
         mask: booleans in a tree like the parameters (or a prefix of it), or a function of the
             parameters that returns one: which of them decay. None is all.
         nesterov: NAdamW.
+        mu, nu: how m and v are stored: `f32()`, `bf16()`, `int8()`; None is as `mu_dtype` says.
+        max_norm: clip longer gradients to this global norm; a scalar, or a schedule of the steps
+            taken. None is any.
+        skip_nonfinite: a gradient with NaN or inf changes nothing, counts included.
 
     Returns:
         An optax transformation with the state
@@ -110,9 +130,9 @@ def adamw(
         ValueError: if `update` gets no parameters.
         TypeError: if a gradient, or its parameter, is neither floating point nor complex.
 
-    Any number may become a schedule through `optax.inject_hyperparams(adamw)`; half-precision
-    parameters need its `hyperparam_dtype=jnp.float32`, or b2 is rounded to 1, and a `mask` that is
-    a function needs its `static_args="mask"`.
+    With `max_norm` or `skip_nonfinite` the state is inside a `GuardState` (see `guard`), with a
+    codec inside an `EncodedState`, with a schedule of another number inside a `ScheduledState`.
+    Under `optax.inject_hyperparams` a `mask` that is a function needs `static_args="mask"`.
 
     Differs from optax: as `adam`; the decay too is computed in float32 and added before rounding.
 
@@ -126,29 +146,42 @@ def adamw(
     >>> updates
     Array([-0.25, -0.5 ], dtype=float32)
     """
-    scale = _scale_by_adam(b1, b2, eps, eps_root, mu_dtype, nesterov)
     decay = optax.add_decayed_weights(weight_decay, mask)
-    return in_float32(optax.chain(scale, decay, optax.scale_by_learning_rate(learning_rate)))
+    tail = [decay, optax.scale_by_learning_rate(learning_rate)]
+    make = functools.partial(_chain, tail, mu_dtype, nesterov)
+    numbers = {"b1": b1, "b2": b2, "eps": eps, "eps_root": eps_root}
+    return assembled(make, numbers, {"mu": mu, "nu": nu}, max_norm, skip_nonfinite)
+
+
+def _chain(
+    tail: list[optax.GradientTransformation],
+    mu_dtype: DTypeLike | None,
+    nesterov: bool,
+    **numbers: ArrayLike,
+) -> optax.GradientTransformation:
+    return optax.chain(_scale_by_adam(mu_dtype, nesterov, **numbers), *tail)
 
 
 def _scale_by_adam(
+    mu_dtype: DTypeLike | None,
+    nesterov: bool,
+    *,
     b1: ArrayLike,
     b2: ArrayLike,
     eps: ArrayLike,
     eps_root: ArrayLike,
-    mu_dtype: DTypeLike | None,
-    nesterov: bool,
 ) -> optax.GradientTransformation:
     """`optax.scale_by_adam`, with its state, but with a bias correction that does not cancel."""
-    b1, b2 = at_least_float32(b1), at_least_float32(b2)
+    b1, b2 = at_least_float32(b1), decay_of_squares("b2", b2)
 
     def divide(m: jax.Array, v: jax.Array) -> jax.Array:
-        return m / (jnp.sqrt(v.real + eps_root) + eps)
+        return m / (root(v.real + eps_root) + eps)
 
-    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+    def update(updates: Any, state: Any, params: Any = None, *, take: Any = None, **_: Any) -> Any:
         count = optax.safe_increment(state.count)
-        mu = optax.tree.update_moment(updates, state.mu, b1, 1)
+        mu = gated(take, optax.tree.update_moment(updates, state.mu, b1, 1), state.mu)
         nu = optax.tree.update_moment_per_elem_norm(updates, state.nu, b2, 2)
+        nu = gated(take, nu, state.nu)
         if nesterov:
             ahead = unbias(mu, b1, optax.safe_increment(count))
             mean = optax.tree.update_moment(unbias(updates, b1, count), ahead, b1, 1)
@@ -157,4 +190,5 @@ def _scale_by_adam(
         ratio = jax.tree.map(divide, mean, unbias(nu, b2, count))
         return ratio, optax.ScaleByAdamState(count=count, mu=mu, nu=nu)
 
-    return optax.GradientTransformation(optax.scale_by_adam(mu_dtype=mu_dtype).init, update)
+    init = optax.scale_by_adam(mu_dtype=mu_dtype).init
+    return optax.GradientTransformationExtraArgs(init, update)

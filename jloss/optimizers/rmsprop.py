@@ -9,19 +9,27 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from jloss.optimizers._precision import at_least_float32, in_float32, unbias
+from jloss.optimizers._assembly import assembled
+from jloss.optimizers._moments import decay_of_squares, gated, root, unbias
+from jloss.optimizers._moments import trace as memory_of
+from jloss.optimizers.codecs import Codec
 
 
 def rmsprop(
     learning_rate: optax.ScalarOrSchedule,
-    decay: ArrayLike = 0.9,
-    eps: ArrayLike = 1e-8,
+    decay: optax.ScalarOrSchedule = 0.9,
+    eps: optax.ScalarOrSchedule = 1e-8,
     initial_scale: ArrayLike = 0.0,
     eps_in_sqrt: bool = True,
     centered: bool = False,
-    momentum: ArrayLike | None = None,
+    momentum: optax.ScalarOrSchedule | None = None,
     nesterov: bool = False,
     bias_correction: bool = False,
+    *,
+    nu: Codec | None = None,
+    trace: Codec | None = None,
+    max_norm: optax.ScalarOrSchedule | None = None,
+    skip_nonfinite: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Divide each gradient by the root of a moving average of its square, then step.
 
@@ -41,6 +49,11 @@ def rmsprop(
         momentum: mu, in [0, 1). None keeps no trace; 0.0 keeps one.
         nesterov: look one step ahead.
         bias_correction: divide the moving averages by 1 - rho^t.
+        nu, trace: how v and the sum of steps are stored: `f32()`, `bf16()`, `int8()`; None is
+            float32 (float64 for such parameters).
+        max_norm: clip longer gradients to this global norm; a scalar, or a schedule of the steps
+            taken. None is any.
+        skip_nonfinite: a gradient with NaN or inf changes nothing, counts included.
 
     Returns:
         An optax transformation. Its state is `(ScaleByRmsState(nu), EmptyState, EmptyState)`;
@@ -49,11 +62,11 @@ def rmsprop(
         momentum.
 
     Raises:
+        ValueError: if centered with a codec of `nu`.
         TypeError: if a gradient, or its parameter, is neither floating point nor complex.
 
-    Any number may become a schedule through `optax.inject_hyperparams(rmsprop)`; half-precision
-    parameters need its `hyperparam_dtype=jnp.float32`, or the numbers are rounded to the
-    parameters' dtype.
+    With `max_norm` or `skip_nonfinite` the state is inside a `GuardState` (see `guard`), with a
+    codec inside an `EncodedState`, with a schedule of another number inside a `ScheduledState`.
 
     Differs from optax: float16 and bfloat16 parameters are updated in float32 with a float32 state,
     rounded once at the end (a zero gradient gives a zero update, never NaN); a variance that
@@ -71,9 +84,19 @@ def rmsprop(
     >>> updates
     Array([-1.,  1.], dtype=float32)
     """
-    scale = _scale_by_rms(decay, eps, initial_scale, eps_in_sqrt, centered, bias_correction)
-    trace = optax.identity() if momentum is None else optax.trace(momentum, nesterov)
-    return in_float32(optax.chain(scale, optax.scale_by_learning_rate(learning_rate), trace))
+    if centered and nu is not None:
+        raise ValueError("a variance is a difference, of which a codec of `nu` leaves no digit")
+    rate = optax.scale_by_learning_rate(learning_rate)
+
+    def make(
+        decay: ArrayLike, eps: ArrayLike, **momentum: ArrayLike
+    ) -> optax.GradientTransformation:
+        scale = _scale_by_rms(decay, eps, initial_scale, eps_in_sqrt, centered, bias_correction)
+        memory = memory_of(momentum["momentum"], nesterov) if momentum else optax.identity()
+        return optax.chain(scale, rate, memory)
+
+    numbers = {"decay": decay, "eps": eps} | ({} if momentum is None else {"momentum": momentum})
+    return assembled(make, numbers, {"nu": nu, "trace": trace}, max_norm, skip_nonfinite)
 
 
 def _scale_by_rms(
@@ -85,22 +108,23 @@ def _scale_by_rms(
     bias_correction: bool,
 ) -> optax.GradientTransformation:
     """`optax.scale_by_rms` and `optax.scale_by_stddev`, with their states, free of cancellation."""
-    decay = at_least_float32(decay)
+    decay = decay_of_squares("decay", decay)
     same_state = optax.scale_by_stddev if centered else optax.scale_by_rms
     init = same_state(initial_scale=initial_scale, bias_correction=bias_correction).init
 
     def divide(g: jax.Array, v: jax.Array, *m: jax.Array) -> jax.Array:
         size = jnp.maximum(v.real - (m[0] * m[0].conj()).real, 0) if m else v.real
-        return g * jax.lax.rsqrt(size + eps) if eps_in_sqrt else g / (jnp.sqrt(size) + eps)
+        return g * jax.lax.rsqrt(size + eps) if eps_in_sqrt else g / (root(size) + eps)
 
-    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+    def update(updates: Any, state: Any, params: Any = None, *, take: Any = None, **_: Any) -> Any:
         new = {"nu": optax.tree.update_moment_per_elem_norm(updates, state.nu, decay, 2)}
         if centered:
             new["mu"] = optax.tree.update_moment(updates, state.mu, decay, 1)
+        new = {name: gated(take, moment, getattr(state, name)) for name, moment in new.items()}
         moments = list(new.values())
         if bias_correction:
             new["count"] = optax.safe_increment(state.count)
             moments = unbias(moments, decay, new["count"])
         return jax.tree.map(divide, updates, *moments), state._replace(**new)
 
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformationExtraArgs(init, update)

@@ -5,14 +5,20 @@ from __future__ import annotations
 import optax
 from jax.typing import ArrayLike, DTypeLike
 
-from jloss.optimizers._precision import in_float32
+from jloss.optimizers._assembly import assembled
+from jloss.optimizers._moments import trace as memory_of
+from jloss.optimizers.codecs import Codec
 
 
 def sgd(
     learning_rate: optax.ScalarOrSchedule,
-    momentum: ArrayLike | None = None,
+    momentum: optax.ScalarOrSchedule | None = None,
     nesterov: bool = False,
     accumulator_dtype: DTypeLike | None = None,
+    *,
+    trace: Codec | None = None,
+    max_norm: optax.ScalarOrSchedule | None = None,
+    skip_nonfinite: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Step against the gradient, or against a decaying sum of all gradients so far.
 
@@ -29,6 +35,10 @@ def sgd(
         nesterov: look one step ahead.
         accumulator_dtype: the dtype that the trace is stored in, for example "bfloat16"; None is
             the parameter's dtype, float32 at least.
+        trace: how m is stored: `f32()`, `bf16()`, `int8()`; None is as `accumulator_dtype` says.
+        max_norm: clip longer gradients to this global norm; a scalar, or a schedule of the steps
+            taken. None is any.
+        skip_nonfinite: a gradient with NaN or inf changes nothing, counts included.
 
     Returns:
         An optax transformation. Its state is `(EmptyState, EmptyState)`; with momentum the first is
@@ -37,9 +47,8 @@ def sgd(
     Raises:
         TypeError: if a gradient, or its parameter, is neither floating point nor complex.
 
-    Any number may become a schedule through `optax.inject_hyperparams(sgd)`; half-precision
-    parameters need its `hyperparam_dtype=jnp.float32`, or the numbers are rounded to the
-    parameters' dtype.
+    With `max_norm` or `skip_nonfinite` the state is inside a `GuardState` (see `guard`), with a
+    codec inside an `EncodedState`, with a schedule of another number inside a `ScheduledState`.
 
     Differs from optax: float16 and bfloat16 parameters are updated in float32 with a float32 trace,
     rounded once at the end; updates have the parameter's dtype; the state's dtypes never change.
@@ -57,18 +66,26 @@ def sgd(
     >>> updates
     Array([-1.5,  3. ], dtype=float32)
     """
-    if momentum is None:
-        direction = optax.identity()
-    else:
-        direction = optax.trace(momentum, nesterov, accumulator_dtype)
-    return in_float32(optax.chain(direction, optax.scale_by_learning_rate(learning_rate)))
+    rate = optax.scale_by_learning_rate(learning_rate)
+
+    def make(**decay: ArrayLike) -> optax.GradientTransformation:
+        if not decay:
+            return optax.chain(optax.identity(), rate)
+        return optax.chain(memory_of(decay["decay"], nesterov, accumulator_dtype), rate)
+
+    numbers = {} if momentum is None else {"decay": momentum}
+    return assembled(make, numbers, {"trace": trace}, max_norm, skip_nonfinite)
 
 
 def momentum(
     learning_rate: optax.ScalarOrSchedule,
-    momentum: ArrayLike | None = 0.9,
+    momentum: optax.ScalarOrSchedule | None = 0.9,
     nesterov: bool = False,
     accumulator_dtype: DTypeLike | None = None,
+    *,
+    trace: Codec | None = None,
+    max_norm: optax.ScalarOrSchedule | None = None,
+    skip_nonfinite: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Step against a decaying sum of all gradients so far: `sgd` with momentum by default.
 
@@ -80,6 +97,10 @@ def momentum(
         nesterov: look one step ahead, u = -eta (g + mu m).
         accumulator_dtype: the dtype that the trace is stored in, for example "bfloat16"; None is
             the parameter's dtype, float32 at least.
+        trace: how m is stored: `f32()`, `bf16()`, `int8()`; None is as `accumulator_dtype` says.
+        max_norm: clip longer gradients to this global norm; a scalar, or a schedule of the steps
+            taken. None is any.
+        skip_nonfinite: a gradient with NaN or inf changes nothing, counts included.
 
     Returns:
         An optax transformation with the state `(TraceState(trace), EmptyState)`; with a schedule
@@ -101,4 +122,12 @@ def momentum(
     >>> updates
     Array([-1.,  2.], dtype=float32)
     """
-    return sgd(learning_rate, momentum, nesterov, accumulator_dtype)
+    return sgd(
+        learning_rate,
+        momentum,
+        nesterov,
+        accumulator_dtype,
+        trace=trace,
+        max_norm=max_norm,
+        skip_nonfinite=skip_nonfinite,
+    )

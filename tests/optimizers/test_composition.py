@@ -7,11 +7,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint
 import pytest
 from flax import nnx, serialization
 
 import jloss.optimizers
-from jloss.optimizers import adam, adamw, momentum, rmsprop, sgd
+from jloss.optimizers import (
+    adam,
+    adamw,
+    bf16,
+    bf16_params,
+    encode_state,
+    guard,
+    int8,
+    momentum,
+    rmsprop,
+    sgd,
+)
 
 OPTIMIZERS = {
     "sgd": sgd(0.1),
@@ -19,6 +31,9 @@ OPTIMIZERS = {
     "rmsprop": rmsprop(0.1, centered=True, momentum=0.5, bias_correction=True, initial_scale=1.0),
     "adam": adam(optax.constant_schedule(0.1), nesterov=True),
     "adamw": adamw(0.1, mask=lambda tree: jax.tree.map(lambda _: True, tree)),
+    "encoded": adam(0.1, mu=bf16(stochastic=False), nu=int8()),
+    "guarded": momentum(0.1, max_norm=1e3, skip_nonfinite=True),
+    "scheduled": rmsprop(0.1, decay=optax.constant_schedule(0.5)),
 }
 each_optimizer = pytest.mark.parametrize("optimizer", OPTIMIZERS.values(), ids=OPTIMIZERS)
 
@@ -36,9 +51,13 @@ def assert_close(x, y, rtol=1e-6):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=1e-7), x, y)
 
 
-def test_the_five_names():
-    public = {name for name in vars(jloss.optimizers) if not name.startswith("_")}
-    assert public - {"annotations"} == {"adam", "adamw", "momentum", "rmsprop", "sgd"}
+def test_the_public_names():
+    public = {name for name, x in vars(jloss.optimizers).items() if callable(x)}
+    assert public == {
+        *("adam", "adamw", "momentum", "rmsprop", "sgd"),
+        *("bf16", "bf16_params", "encode_state", "f32", "int8"),
+        *("DynamicLossScale", "guard", "state_shardings"),
+    }
 
 
 @each_optimizer
@@ -219,9 +238,41 @@ def test_a_state_survives_serialization(optimizer):
     )
 
 
+STATES = {
+    "encoded": adam(0.1, mu=bf16(), nu=int8()),
+    "lion": encode_state(optax.lion(0.1), {"mu": int8()}),
+    "guarded": adamw(0.1, mu=int8(), max_norm=1.0, skip_nonfinite=True),
+    "around optax": guard(optax.adamw(0.1), 1.0, loss_scale=8.0),
+    "scheduled": momentum(0.1, momentum=optax.constant_schedule(0.5), trace=int8()),
+    "stochastic": bf16_params(optax.adam(0.1)),
+    "split16": bf16_params(adam(0.1, mu=int8(), nu=int8()), "split16"),
+}
+
+
+@pytest.mark.parametrize("through", ["msgpack", "orbax"])
+@pytest.mark.parametrize("optimizer", STATES.values(), ids=STATES)
+def test_every_kind_of_state_comes_back_bit_by_bit(optimizer, through, tmp_path):
+    rng = np.random.default_rng(0)
+    params = {"w": jnp.asarray(rng.normal(size=(64, 64)), jnp.bfloat16), "b": jnp.ones(3)}
+    grads = jax.tree.map(lambda p: 1e-3 * p, params)
+    with jax.numpy_dtype_promotion("standard"):
+        _, state = optimizer.update(grads, optimizer.init(params), params)
+    if through == "msgpack":
+        restored = serialization.from_bytes(optimizer.init(params), serialization.to_bytes(state))
+    else:
+        with orbax.checkpoint.StandardCheckpointer() as checkpointer:
+            checkpointer.save(tmp_path / "state", state)
+            checkpointer.wait_until_finished()
+            restored = checkpointer.restore(tmp_path / "state", jax.eval_shape(lambda: state))
+    assert jax.tree.structure(restored) == jax.tree.structure(state)
+    for before, after in zip(jax.tree.leaves(state), jax.tree.leaves(restored)):
+        assert (before.dtype, before.shape) == (after.dtype, after.shape)
+        assert np.asarray(before).tobytes() == np.asarray(after).tobytes()
+
+
 @each_optimizer
 def test_a_step_may_overwrite_what_it_was_given(optimizer):
-    @jax.jit(donate_argnums=(0, 1))
+    @jax.jit(donate_argnums=(0, 1), keep_unused=True)
     def step(params, state, grads):
         updates, state = optimizer.update(grads, state, params)
         return optax.apply_updates(params, updates), state

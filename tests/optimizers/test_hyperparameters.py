@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from jloss.optimizers import adam, adamw, momentum, rmsprop, sgd
+from jloss.optimizers import adam, adamw, bf16_params, momentum, rmsprop, schedules, sgd
 
 VALUES = {
     "learning_rate": (0.125, 0.25, 0.5),
@@ -84,6 +84,39 @@ def test_any_number_may_be_scheduled_by_injection(factory, name):
     assert jax.tree.structure(state.inner_state) == jax.tree.structure(inner)
 
 
+@pytest.mark.parametrize(("factory", "name"), [p for p in NUMERIC if "initial" not in p.id])
+def test_any_number_may_be_a_schedule(factory, name):
+    values = jnp.asarray(VALUES[name])
+    tx = optimizer(factory, **{name: lambda count: values[count]})
+    inner = optimizer(factory, **{name: values[0]}).init(jnp.asarray(PARAMS))
+    params, state = jnp.asarray(PARAMS), tx.init(jnp.asarray(PARAMS))
+    for g, value in zip(jnp.asarray(GRADS), VALUES[name]):
+        updates, after = tx.update(g, state, params)
+        assert jax.tree.map(jax.typeof, after) == jax.tree.map(jax.typeof, state)
+        expected, inner = optimizer(factory, **{name: value}).update(g, inner, params)
+        np.testing.assert_allclose(updates, expected, rtol=2e-6, atol=1e-6)
+        state = after
+
+
+def test_schedules_mapped_over_their_arguments_are_one_compilation():
+    traced = []
+
+    @jax.jit
+    @jax.vmap
+    def mapped(warmup, end):
+        traced.append(warmup)
+        rate = schedules.warmup_cosine(0.0, 0.5, warmup, 10, end)
+        return all_updates(adamw(rate, b1=schedules.linear(0.5, end, 2), max_norm=rate))
+
+    together = mapped(jnp.asarray([1, 2]), jnp.asarray([0.25, 0.75]))
+    for row, (warmup, end) in zip(together, [(1, 0.25), (2, 0.75)]):
+        rate = schedules.warmup_cosine(0.0, 0.5, warmup, 10, end)
+        alone = all_updates(adamw(rate, b1=schedules.linear(0.5, end, 2), max_norm=rate))
+        np.testing.assert_allclose(row, alone, rtol=2e-6, atol=1e-6)
+    mapped(jnp.asarray([3, 4]), jnp.asarray([0.5, 0.25]))
+    assert len(traced) == 1
+
+
 @pytest.mark.parametrize("factory", [sgd, momentum, rmsprop, adam, adamw])
 def test_a_schedule_of_the_learning_rate_begins_at_count_zero(factory):
     """The parameters stay where they are, so the rate multiplies the step of a rate of one."""
@@ -120,6 +153,22 @@ def test_injection_in_half_precision_with_float32_hyperparameters(dtype):
     np.testing.assert_array_equal(
         all_updates(tx, params, grads), all_updates(single, params, grads)
     )
+
+
+@pytest.mark.parametrize("factory", [sgd, momentum, rmsprop, adam, adamw])
+def test_injection_around_bfloat16_parameters(factory):
+    """What `optax.inject_hyperparams` would round to the parameters' dtype, it sees in float32."""
+    inject = optax.inject_hyperparams(factory)
+    params, grads = jnp.asarray(PARAMS, jnp.bfloat16), jnp.asarray(GRADS, jnp.bfloat16)
+    tx, plain = bf16_params(inject(learning_rate=0.1)), bf16_params(factory(np.float32(0.1)))
+    state, plain_state = tx.init(params), plain.init(params)
+    for g in grads:
+        updates, state = tx.update(g, state, params)
+        expected, plain_state = plain.update(g, plain_state, params)
+        np.testing.assert_allclose(updates, expected, rtol=1e-6)
+    if factory in (adam, adamw):
+        with pytest.raises(TypeError, match="hyperparam_dtype=jnp"):
+            inject(learning_rate=0.1).init(params)
 
 
 def test_injection_of_strings_and_masks():
