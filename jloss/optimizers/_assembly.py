@@ -24,13 +24,13 @@ class ScheduledState(NamedTuple):
 
 def assembled(
     make: Callable[..., optax.GradientTransformation],
-    numbers: Mapping[str, optax.ScalarOrSchedule],
+    numbers: Mapping[str, optax.ScalarOrSchedule | None],
     codecs: Mapping[str, Codec | None],
     max_norm: optax.ScalarOrSchedule | None,
     skip_nonfinite: bool,
 ) -> optax.GradientTransformationExtraArgs:
-    """Make an optimizer of `numbers`; whoever asks for nothing gets the plain state of `make`."""
-    tx = in_float32(_scheduled(make, numbers))
+    """Make an optimizer of what is not None; who asks for no more gets the state of `make`."""
+    tx = in_float32(_scheduled(make, {k: x for k, x in numbers.items() if x is not None}))
     rules = {name: codec for name, codec in codecs.items() if codec is not None}
     tx = encode_state(tx, rules) if rules else tx
     if max_norm is None and not skip_nonfinite:

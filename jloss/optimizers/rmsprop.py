@@ -89,13 +89,13 @@ def rmsprop(
     rate = optax.scale_by_learning_rate(learning_rate)
 
     def make(
-        decay: ArrayLike, eps: ArrayLike, **momentum: ArrayLike
+        decay: ArrayLike, eps: ArrayLike, momentum: ArrayLike | None = None
     ) -> optax.GradientTransformation:
         scale = _scale_by_rms(decay, eps, initial_scale, eps_in_sqrt, centered, bias_correction)
-        memory = memory_of(momentum["momentum"], nesterov) if momentum else optax.identity()
+        memory = optax.identity() if momentum is None else memory_of(momentum, nesterov)
         return optax.chain(scale, rate, memory)
 
-    numbers = {"decay": decay, "eps": eps} | ({} if momentum is None else {"momentum": momentum})
+    numbers = {"decay": decay, "eps": eps, "momentum": momentum}
     return assembled(make, numbers, {"nu": nu, "trace": trace}, max_norm, skip_nonfinite)
 
 

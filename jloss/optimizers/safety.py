@@ -85,8 +85,9 @@ def guard(
     Half-precision gradients go on in float32 if they are scaled or clipped. State keeps its dtypes.
 
     Differs from optax: `clip_by_global_norm` makes each gradient NaN where one is, and
-    `apply_if_finite` raises if a state's dtype drifts, moves what is -0.0, and lets the bad
-    gradient through at last; `MultiSteps` adds up before it steps: guard what it adds as well.
+    `apply_if_finite` raises if a dtype drifts, makes -0.0 of a parameter 0.0, and at last lets the
+    bad gradient through; `MultiSteps` keeps one bad microbatch for ever: guard its
+    `gradient_transformation()`.
 
     References:
         Pascanu et al., "On the difficulty of training recurrent neural networks", ICML 2013.

@@ -68,13 +68,12 @@ def sgd(
     """
     rate = optax.scale_by_learning_rate(learning_rate)
 
-    def make(**decay: ArrayLike) -> optax.GradientTransformation:
-        if not decay:
+    def make(momentum: ArrayLike | None = None) -> optax.GradientTransformation:
+        if momentum is None:
             return optax.chain(optax.identity(), rate)
-        return optax.chain(memory_of(decay["decay"], nesterov, accumulator_dtype), rate)
+        return optax.chain(memory_of(momentum, nesterov, accumulator_dtype), rate)
 
-    numbers = {} if momentum is None else {"decay": momentum}
-    return assembled(make, numbers, {"trace": trace}, max_norm, skip_nonfinite)
+    return assembled(make, {"momentum": momentum}, {"trace": trace}, max_norm, skip_nonfinite)
 
 
 def momentum(
