@@ -8,6 +8,7 @@ Nothing is allocated until a case is drawn.
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
@@ -27,6 +28,7 @@ class Run(NamedTuple):
     compile_s: float | None = None
     compiled: jax.stages.Compiled | None = None
     peak_bytes: Callable[[], int | None] = lambda: None  # where there is no compiler to ask
+    state_bytes: int | None = None  # kept from step to step beside the parameters
 
 
 class Competitor(Protocol):
@@ -89,6 +91,7 @@ class Stepped(NamedTuple):
     start: Callable[[Any], Any]
     step: Callable[[Any, Any], Any]
     read: Callable[[Any], tuple]  # of the state what is compared: parameters, and more if any
+    seen: Callable[..., tuple] = lambda *parts: parts  # of the change, and of what else was read
 
     def lower(self, shapes):
         start, batches = shapes
@@ -105,8 +108,9 @@ class Stepped(NamedTuple):
             state[0] = compiled(state[0], next(turns))
             return state[0]
 
-        result = lambda: after_steps(lambda: self.read(call()), start)
-        return Run(call, jax.block_until_ready, result, seconds, compiled)
+        result = lambda: self.seen(*after_steps(lambda: self.read(call()), start))
+        kept = nbytes(jax.eval_shape(self.start, start)) - nbytes(start)
+        return Run(call, jax.block_until_ready, result, seconds, compiled, state_bytes=kept)
 
 
 class Torch(NamedTuple):
@@ -175,6 +179,10 @@ def after_steps(read, start):
     for _ in range(STEPS):
         now, *others = read()
     return jax.tree.map(lambda now, then: now - then, now, start), *others
+
+
+def nbytes(tree):
+    return sum(math.prod(a.shape) * a.dtype.itemsize for a in jax.tree.leaves(tree))
 
 
 def placed_as(array):

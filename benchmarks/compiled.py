@@ -16,6 +16,9 @@ from typing import Any
 import jax
 from jax.experimental import topologies
 
+from benchmarks.competitors import Stepped
+from benchmarks.traffic import bytes_moved
+
 NEEDS = {
     "H100": {
         "jax_cuda12_plugin": "jax-cuda12-plugin",
@@ -73,7 +76,7 @@ def device(target: str) -> jax.Device:
 
 
 def facts(case, target: str) -> list[dict[str, Any]]:
-    """A row for each competitor in JAX: exact memory, and XLA's count of the traffic."""
+    """A row for each competitor in JAX: exact memory, and a count of the traffic."""
     place = jax.sharding.SingleDeviceSharding(device(target))
     on_target = lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place)
     shapes = jax.tree.map(on_target, jax.eval_shape(case.draw))
@@ -84,7 +87,11 @@ def facts(case, target: str) -> list[dict[str, Any]]:
         try:
             lowered = competitor.lower(shapes)
             if lowered is not None:
-                rows.append({**fixed, "competitor": name, **memory_and_traffic(lowered.compile())})
+                program = lowered.compile()
+                row = {**fixed, "competitor": name, **memory_and_traffic(program)}
+                if isinstance(competitor, Stepped):
+                    row["moved_bytes"] = bytes_moved(program.as_text())
+                rows.append(row)
         except Exception as error:  # one program that does not compile leaves the others
             print(f"    {name}: {case.name} does not compile for {target}: {error}", flush=True)
     return rows

@@ -69,7 +69,8 @@ def check(case, competitor, arguments, exact):
         status = "inexact"
     if any(not error < case.wrong for error in errors.values()):
         status = "wrong"
-    return {"status": status, "errors": errors, "compile_s": run.compile_s}, run
+    row = {"status": status, "errors": errors, "compile_s": run.compile_s}
+    return row | ({} if run.state_bytes is None else {"state_bytes": run.state_bytes}), run
 
 
 def relative_errors(result, exact):

@@ -14,13 +14,15 @@ Time is the median (quartiles) of interleaved rounds, `x time` its ratio to that
 row; a difference is claimed (bold) only where the quartiles do not overlap. `of ceiling` is the
 question's floor, at this machine's copy bandwidth (in place) and matmul rate, over the time:
 more than all of it where the data stays in caches. Memory is what the compiler sets aside beyond
-inputs and outputs; of torch, on a GPU, its allocator's peak. `compile s` is torch's first call.
+inputs and outputs; of torch, on a GPU, its allocator's peak. `state B` is what a step in JAX keeps
+beside each parameter, `compile s` torch's first call.
 An **inexact** result misses the tolerance of its question: its time buys less. Products of
 float32 are in float32, not TF32."""
 OF_COMPILERS = """\
 Nothing was run: these are the compilers' own figures for sizes that would fill such a device.
 Temporary memory is exact, but for a workspace that a matmul may take there. Traffic is XLA's
-count over the floor; a loop's body counts once, and a gather as a read of the whole array."""
+count over the floor; a loop's body counts once, and a gather as a read of the whole array. Of a
+step it is what its kernels read from main memory and write to it, in brackets by parameter."""
 
 
 def strict(value):
@@ -127,14 +129,17 @@ def beside_inexact(exact: int, inexact: int) -> str:
 
 
 def table(question, rows, machine):
-    yield "| case | | ms | x time | of ceiling | temp MiB | compile s | errors |"
-    yield "|---|---|--:|--:|--:|--:|--:|---|"
-    for first, *others in cases(row for row in rows if row["question"] == question):
+    mine = [row for row in rows if row["question"] == question]
+    steps = any("state_bytes" in row for row in mine)
+    state = " state B | " if steps else " "
+    yield f"| case | | ms | x time | of ceiling | temp MiB |{state}compile s | errors |"
+    yield "|---|---|--:|--:|--:|--:|--:|" + "--:|" * steps + "---|"
+    for first, *others in cases(mine):
         for row in (first, *others):
             case = f"{first['case']}: {told(first['at'])}" if row is first else ""
-            yield (
-                f"| {case} | {row['competitor']} | " + " | ".join(cells(first, row, machine)) + " |"
-            )
+            measured = cells(first, row, machine)
+            measured[4:4] = [state_of(row)] * steps
+            yield f"| {case} | {row['competitor']} | " + " | ".join(measured) + " |"
 
 
 def cells(first, row, machine):
@@ -184,8 +189,17 @@ def mib(row):
     return f"{row['temp_bytes'] / 2**20:.2f}"
 
 
+def state_of(row):
+    """Bytes that a step keeps for each parameter, beside it."""
+    return f"{row['state_bytes'] / row['at']['parameters']:.2f}" if "state_bytes" in row else ""
+
+
 def traffic(row):
-    return f"{row['compiler_bytes'] / row['floor_bytes']:.2f}" if row["floor_bytes"] else ""
+    if not row["floor_bytes"]:
+        return ""
+    moved = row.get("moved_bytes", row["compiler_bytes"])
+    each = f" ({moved / row['at']['parameters']:.1f} B)" if "moved_bytes" in row else ""
+    return f"{moved / row['floor_bytes']:.2f}{each}"
 
 
 def in_a_line(row) -> str:

@@ -12,9 +12,19 @@ import pytest
 
 import jloss
 from benchmarks import __main__ as command
-from benchmarks import competitors, compiled, machine, measure, pictures, regression, report
-from benchmarks.competitors import STEPS, Case, Jitted, Stepped, Torch
-from benchmarks.questions import optimizer_steps, training_step
+from benchmarks import (
+    competitors,
+    compiled,
+    convergence,
+    machine,
+    measure,
+    pictures,
+    regression,
+    report,
+    traffic,
+)
+from benchmarks.competitors import STEPS, Case, Jitted, Stepped, Torch, nbytes
+from benchmarks.questions import lean_optimizers, optimizer_steps, training_step
 
 QUESTIONS = command.names_of_questions()
 every_question = pytest.mark.parametrize("name", QUESTIONS)
@@ -231,10 +241,6 @@ def test_the_floor_is_each_input_once_and_each_output_once(name):
         assert c.floor_bytes == pytest.approx(read + written, rel=0.01)
 
 
-def nbytes(tree):
-    return sum(math.prod(a.shape) * a.dtype.itemsize for a in jax.tree.leaves(tree))
-
-
 QUICK = [
     pytest.param(c, id=f"{n}: {c.name} {c.at}") for n in QUESTIONS for c in module(n).cases("quick")
 ]
@@ -295,6 +301,27 @@ def test_a_forgotten_weight_decay_is_another_optimizer():
         optimizer_steps.stepped(optax.adam(1e-3)),
     )
     assert (right["status"], wrong["status"]) == ("exact", "wrong")
+
+
+def test_a_bad_gradient_is_skipped_by_all():
+    good = next(lean_optimizers.cases("quick"))
+    start, (first, bad, last) = good.draw()
+    bad = [bad[0].at[0, 0].set(jnp.nan), *bad[1:]]
+    twice = lambda start, batches: good.exact(start, [batches[0], batches[2]])
+    case = good._replace(draw=lambda: (start, [first, bad, last]), exact=twice)
+    rows = checked(case, *case.competitors.values())
+    assert {row["status"] for row in rows} <= {"exact", "absent"}
+
+
+@pytest.mark.parametrize("place", range(1, 4))
+def test_another_decay_is_noticed_in_low_precision(place):
+    case = list(lean_optimizers.cases("quick"))[place]
+    ours = next(iter(case.competitors.values()))
+    other = optimizer_steps.stepped(jloss.adam(1e-3, b1=0.8))
+    right, wrong = checked(case, ours, other._replace(read=ours.read, seen=ours.seen))
+    assert right["status"] == "exact"
+    assert wrong["status"] in ("inexact", "wrong")
+    assert right["state_bytes"] < wrong["state_bytes"] / 1.9
 
 
 def test_torch_runs_where_jax_does(monkeypatch):
@@ -367,6 +394,23 @@ def test_the_command_writes_what_it_measured(tmp_path, capsys):
     assert regression.main(*2 * [str(tmp_path / "results.json")]) == 0
 
 
+def test_the_table_of_convergence_has_every_run(tmp_path):
+    """Three steps on noise: this is about the table, not about what it says."""
+    images = jax.random.normal(jax.random.key(0), (40, 8)), jnp.arange(40) % 10
+    few = {"Adam": list(convergence.by_adam(1e-4))[::8]}
+    noise = {"noise": lambda: convergence.Data(images, images)}
+    with jax.numpy_dtype_promotion("standard"):
+        result = convergence.measured(noise, few, steps=3, seeds=2)
+    convergence.save(result, tmp_path)
+    assert result == json.loads((tmp_path / "convergence.json").read_text())
+    text = (tmp_path / "convergence.md").read_text()
+    rows = result["data"]["noise"]["Adam"]
+    assert all(convergence.in_a_line(row) in text for row in rows)
+    assert [round(row["state"]) for row in rows] == [8, 4]
+    assert rows[0]["training loss"] != rows[1]["training loss"]
+    assert {len(row["test loss"]) for row in rows} == {2}
+
+
 def test_an_unknown_question_is_refused_by_name(capsys):
     with pytest.raises(SystemExit):
         command.arguments(["no_question"])
@@ -434,6 +478,30 @@ def test_what_a_compiler_says_without_its_device(target):
 def test_a_missing_compiler_is_named(monkeypatch):
     monkeypatch.setattr(compiled.util, "find_spec", lambda name: None)
     assert compiled.missing("TPU v5e") == ["jax[tpu]"]
+
+
+PROGRAM = """
+%branch (p: f32[8]) -> f32[8] {
+  ROOT %kernel.1 = f32[8]{0} fusion(%p), kind=kLoop, calls=%fused
+}
+
+ENTRY %main (a: f32[8], b: bf16[8]) -> (f32[8], f32[8], bf16[8]) {
+  %a = f32[8]{0} parameter(0)
+  %b = bf16[8]{0} parameter(1)
+  %here = (f32[8]{0:T(8)S(1)}, f32[8]{0:T(8)}, u32[]{:S(2)}) copy-start(%a)
+  %a.1 = f32[8]{0:T(8)S(1)} copy-done(%here)
+  %half = ((bf16[8]{0:T(8)}), bf16[4]{0:T(8)S(1)}, s32[]{:S(2)}) slice-start(%b), slice={[0:4]}
+  %both = (f32[8]{0}, /*index=1*/bf16[8]{0}) fusion(%a.1, %b, %b), kind=kLoop, calls=%fused
+  %c = f32[8]{0} get-tuple-element(%both), index=0
+  %d = f32[8]{0} conditional(%a, %c), branch_computations={%branch, %branch}
+  ROOT %all = (f32[8]{0}, f32[8]{0}, bf16[8]{0}) tuple(%c, %d, %b)
+}
+"""
+
+
+def test_traffic_is_of_main_memory_alone():
+    copied, sliced, fused, branch = 32, 8, 32 + 16 + 16, 32
+    assert traffic.bytes_moved(PROGRAM) == copied + sliced + fused + branch
 
 
 def test_what_does_not_compile_for_one_target_is_told():

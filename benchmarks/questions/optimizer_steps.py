@@ -112,8 +112,8 @@ OPTIMIZERS = {
 }
 
 
-def draw(leaves, size):
-    tree = lambda key: list(jax.random.normal(key, (leaves, size)))
+def draw(leaves, *shape):
+    tree = lambda key: list(jax.random.normal(key, (leaves, *shape)))
     start, *gradients = jax.random.split(jax.random.key(0), 1 + STEPS)
     return tree(start), [tree(key) for key in gradients]
 
@@ -127,14 +127,15 @@ def stepped(tx):
     return Stepped(lambda p: (p, tx.init(p)), step, lambda state: state[:1])
 
 
-def torch_stepped(make, **form):
+def torch_stepped(make, may_step=lambda torch, parameters: True, **form):
     def prepare(torch, parameters):
         optimizer = make(torch.optim, parameters, **form)
 
         def step(gradients):
             for p, g in zip(parameters, gradients):
                 p.grad = g
-            optimizer.step()
+            if may_step(torch, parameters):
+                optimizer.step()
             return (parameters,)
 
         return step
