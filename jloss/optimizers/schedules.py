@@ -37,8 +37,8 @@ def linear(
     """
 
     def schedule(count: ArrayLike) -> jax.Array:
-        begin, end = _real(init_value), _real(end_value)
-        return begin + (end - begin) * _progress(count, transition_steps, transition_begin)
+        share = _progress(count, transition_steps, transition_begin)
+        return _between(init_value, end_value, share)
 
     return schedule
 
@@ -68,9 +68,8 @@ def cosine(
     """
 
     def schedule(count: ArrayLike) -> jax.Array:
-        wave = (1 + jnp.cos(jnp.pi * _progress(count, decay_steps))) / 2
-        left = _real(alpha)
-        return _real(init_value) * (left + (1 - left) * wave ** _real(exponent))
+        share = _fallen(_progress(count, decay_steps), exponent)
+        return _real(init_value) * _between(alpha, 1, share)
 
     return schedule
 
@@ -109,12 +108,10 @@ def warmup_cosine(
     """
 
     def schedule(count: ArrayLike) -> jax.Array:
-        start, peak, end = _real(init_value), _real(peak_value), _real(end_value)
-        steps, warmup = _real(decay_steps), _real(warmup_steps)
-        wave = (1 + jnp.cos(jnp.pi * _progress(count, steps - warmup, warmup))) / 2
-        rise = start + (peak - start) * _progress(count, warmup)
-        fall = end + (peak - end) * wave ** _real(exponent)
-        return jnp.where(_real(count) < warmup, rise, fall)
+        warmup = _real(warmup_steps)
+        rise = _between(init_value, peak_value, _progress(count, warmup))
+        share = _fallen(_progress(count, _real(decay_steps) - warmup, warmup), exponent)
+        return jnp.where(_real(count) < warmup, rise, _between(end_value, peak_value, share))
 
     return schedule
 
@@ -133,7 +130,7 @@ def exponential(
 
     Args:
         init_value: a, until `transition_begin`.
-        transition_steps: T, the steps in which the value is multiplied once.
+        transition_steps: T, the steps in which the value is multiplied once; 0 is never.
         decay_rate: r, above 0.
         transition_begin: t_0, a count of steps.
         staircase: multiply at every T-th step instead.
@@ -147,9 +144,13 @@ def exponential(
     """
 
     def schedule(count: ArrayLike) -> jax.Array:
-        times = jnp.maximum(_real(count) - _real(transition_begin), 0) / _real(transition_steps)
+        gone, steps = (
+            jnp.maximum(_real(count) - _real(transition_begin), 0),
+            _real(transition_steps),
+        )
+        some = jnp.where(steps > 0, steps, jnp.inf)
         rate = _real(decay_rate)
-        value = _real(init_value) * rate ** (jnp.floor(times) if staircase else times)
+        value = _real(init_value) * rate ** (gone // some if staircase else gone / some)
         if end_value is None:
             return value
         end = _real(end_value)
@@ -187,6 +188,18 @@ def inverse_sqrt(peak_value: ArrayLike, warmup_steps: ArrayLike) -> optax.Schedu
 
 def _real(x: ArrayLike) -> jax.Array:
     return jnp.asarray(x, float)
+
+
+def _between(begin: ArrayLike, end: ArrayLike, share: jax.Array) -> jax.Array:
+    """Exact at both ends."""
+    return _real(begin) * (1 - share) + _real(end) * share
+
+
+def _fallen(progress: jax.Array, exponent: ArrayLike) -> jax.Array:
+    """Half a cosine from 1 to 0, to a power, whose derivative is 0 where the wave is."""
+    wave = (1 + jnp.cos(jnp.pi * progress)) / 2
+    flat = jnp.where(_real(exponent) == 0, 1.0, 0.0)
+    return jnp.where(wave > 0, jnp.where(wave > 0, wave, 1) ** _real(exponent), flat)
 
 
 def _progress(count: ArrayLike, steps: ArrayLike, begin: ArrayLike = 0) -> jax.Array:

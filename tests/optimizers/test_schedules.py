@@ -95,6 +95,25 @@ def test_no_steps_at_all_are_over_at_once():
     assert schedules.cosine(1.0, 0, 0.25)(0) == 0.25
 
 
+def test_ends_are_exact_and_steps_are_on_time():
+    assert schedules.linear(0.1, 1e-6, 100)(100) == np.float32(1e-6)
+    assert schedules.linear(1.0, 1e-9, 10)(10) == np.float32(1e-9)
+    assert schedules.warmup_cosine(0.0, 0.1, 10, 100, 1e-9)(100) == np.float32(1e-9)
+    staircase = jax.jit(
+        lambda count, steps: schedules.exponential(1.0, steps, 0.5, staircase=True)(count)
+    )
+    for steps in range(1, 100):
+        assert staircase(steps - 1, steps) == 1.0
+        assert staircase(steps, steps) == 0.5
+    assert schedules.exponential(1.0, 0, 0.5)(3) == 1.0
+
+
+@pytest.mark.parametrize("count", [0, 5, 10, 11])
+def test_slopes_of_an_exponent_below_one_are_finite(count):
+    slope = jax.grad(lambda steps: schedules.cosine(1.0, steps, 0.0, 0.5)(count))(10.0)
+    assert np.isfinite(slope)
+
+
 def test_inverse_sqrt_rises_to_its_peak_and_falls_with_the_root():
     schedule = schedules.inverse_sqrt(0.5, 10)
     rising = np.float64([schedule(t) for t in range(10)])
