@@ -7,12 +7,18 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.typing import ArrayLike
 
 from jloss.optimizers._precision import map_leaves, promoting, wide, wide_template
-from jloss.optimizers._rounding import random_bits, to_bfloat16
+from jloss.optimizers._rounding import (
+    floats,
+    random_bits,
+    straight_through,
+    to_bfloat16,
+    upper_half,
+    words,
+)
 
 
 class Bf16State(NamedTuple):
@@ -49,8 +55,9 @@ def bf16_params(
         mode: "stochastic" rounds parameter plus update up or down by chance, so that their mean is
             exact, and keeps nothing but a count. "split16" keeps the other 16 bits of a float32
             parameter in the state: an exact float32 run, seen by the model through its upper half.
-        seed: of the stochastic rounding, an integer. The bits are a hash of it, the step, the
-            parameter and the entry's global index: 1 and 8 devices get the same.
+        seed: of the stochastic rounding, an integer or a key. The bits are a hash of it, the step,
+            the parameter's number and the entry's global index: 1 and 8 devices get the same, and
+            so do the members of a `vmap` that have no seeds of their own.
 
     Returns:
         An optax transformation, the last of a chain, with the state `Bf16State(step, low,
@@ -61,7 +68,10 @@ def bf16_params(
     Raises:
         ValueError: if `mode` is something else, or if `update` gets no parameters.
 
-    Other parameters are left to `tx`. By hand in `shard_map` the index is the shard's own.
+    Other parameters are left to `tx`. By hand in `shard_map` the index is the shard's own. A
+    parameter that is changed from outside, by a projection say, keeps its other 16 bits, but for 0,
+    which is 0. Derivatives pass through the rounding as if there were none, but not through those
+    16 bits from step to step.
 
     References:
         Gupta et al., "Deep Learning with Limited Numerical Precision", ICML 2015. Zamirai et al.,
@@ -88,7 +98,7 @@ def bf16_params(
 
     def init(params: optax.Params) -> Bf16State:
         low = map_leaves(
-            lambda p: jnp.zeros_like(p, jnp.int16) if split and _half(p) else None, params
+            lambda p: jnp.zeros_like(p, jnp.int16) if split and _is_bf16(p) else None, params
         )
         return Bf16State(jnp.zeros((), jnp.int32), low, run.init(map_leaves(wide_template, params)))
 
@@ -104,44 +114,46 @@ def bf16_params(
 
         def upper(after: jax.Array) -> jax.Array:
             if split:
-                return _nearest(after)
+                return upper_half(after)
             return to_bfloat16(after, random_bits(after, seed, step, -next(leaf)))
 
-        after = map_leaves(lambda u, b, p: b + u if _half(p) else None, moves, before, params)
+        after = map_leaves(
+            lambda u, b, p: b + u.real.astype(b.dtype) if _is_bf16(p) else None,
+            moves,
+            before,
+            params,
+        )
         seen = map_leaves(upper, after)
-        low = map_leaves(lambda old, a, s: old if a is None else _low(a, s), state.low, after, seen)
         moves = map_leaves(
             lambda u, s, p: u if s is None else _change(s, wide(p)), moves, seen, params
+        )
+        low = map_leaves(
+            lambda old, *new: old if new[0] is None else _low(*new), state.low, after, moves, params
         )
         return moves, Bf16State(step, low, inner)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _half(x: Any) -> bool:
+def _is_bf16(x: Any) -> bool:
     return jnp.result_type(x) == jnp.bfloat16
 
 
-def _words(x: jax.Array) -> jax.Array:
-    return jax.lax.bitcast_convert_type(x, jnp.int32)
-
-
 def _joined(param: Any, low: jax.Array | None) -> jax.Array:
+    upper = wide(param)
     if low is None:
-        return wide(param)
-    return jax.lax.bitcast_convert_type(_words(wide(param)) + low.astype(jnp.int32), jnp.float32)
-
-
-def _nearest(x: jax.Array) -> jax.Array:
-    """The upper half of float32, ties away from zero, so that what is left has 16 bits."""
-    upper = (_words(x) + np.int32(0x8000)) & np.int32(-0x10000)
-    return jnp.where(jnp.isfinite(x), jax.lax.bitcast_convert_type(upper, jnp.float32), x)
+        return upper
+    whole = floats(words(upper) + low.astype(jnp.int32).astype(jnp.uint32))
+    return straight_through(upper, jnp.where(upper == 0, upper, whole))
 
 
 def _change(new: jax.Array, old: jax.Array) -> jax.Array:
     """What is to be added, -0.0 for nothing: it alone leaves both zeros as they are."""
-    return jnp.where(new == old, -0.0, new - old)
+    return straight_through(new - old, jnp.where(new == old, -0.0, new - old))
 
 
-def _low(x: jax.Array, upper: jax.Array) -> jax.Array:
-    return (_words(x) - _words(upper)).astype(jnp.int16)
+def _low(after: jax.Array, move: jax.Array, param: jax.Array) -> jax.Array:
+    """What is beyond the parameter that will be: of it, so that a TPU makes both in one pass."""
+    landed = wide((wide(param) + move).astype(param.dtype))
+    beyond = (words(after) - words(landed)).astype(jnp.int32)
+    return jnp.clip(beyond, -(2**15), 2**15 - 1).astype(jnp.int16)

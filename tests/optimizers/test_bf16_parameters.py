@@ -186,6 +186,36 @@ def test_one_device_and_eight_agree_to_the_bit(mode, mesh_mode):
         np.testing.assert_array_equal(words(jax.device_get(after[name])), words(expected[name]))
 
 
+def test_what_is_projected_to_zero_is_zero():
+    tx = bf16_params(optax.sgd(1.0), "split16")
+    params = jnp.asarray(np.random.default_rng(3).normal(size=1000), jnp.bfloat16)
+    state = tx.init(params)
+    for _ in range(5):
+        updates, state = tx.update(0.1 + params, state, params)
+        params = jnp.maximum(optax.apply_updates(params, updates), 0)
+        assert np.all(np.isfinite(wide(params)))
+
+
+def test_dtypes_of_the_inner_update_do_not_matter():
+    params = {"h": jnp.ones((4, 4), jnp.bfloat16), "c": jnp.ones(2, jnp.complex64)}
+    inner = optax.stateless(lambda u, p: jax.tree.map(lambda x: (x * 1e-3).astype(p["c"].dtype), u))
+    for mode in MODES:
+        tx = bf16_params(inner, mode)
+        updates, _ = tx.update(params, tx.init(params), params)
+        assert updates["h"].dtype == jnp.float32
+
+
+@every_mode
+def test_derivatives_pass_through_the_rounding(mode):
+    params, grads = jnp.ones(64, jnp.bfloat16), jnp.linspace(-1, 1, 64).astype(jnp.bfloat16)
+
+    def after(rate, tx):
+        return jnp.sum(wide(params) + tx.update(grads, tx.init(params), params)[0])
+
+    rounded = jax.grad(lambda rate: after(rate, bf16_params(sgd(rate), mode)))(0.1)
+    np.testing.assert_allclose(rounded, -jnp.sum(wide(grads)), atol=1e-5)
+
+
 def test_seeds_differ_and_may_be_mapped_over():
     params, grads = jnp.ones(64, jnp.bfloat16), jnp.full(64, 1e-3, jnp.bfloat16)
     run = lambda seed: moved(bf16_params(optax.sgd(1.0), seed=seed), params, grads, 1)[0]
