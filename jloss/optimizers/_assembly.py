@@ -30,12 +30,12 @@ def assembled(
     skip_nonfinite: bool,
 ) -> optax.GradientTransformationExtraArgs:
     """Make an optimizer of what is not None; who asks for no more gets the state of `make`."""
-    tx = in_float32(_scheduled(make, {k: x for k, x in numbers.items() if x is not None}))
+    tx = _scheduled(make, {name: x for name, x in numbers.items() if x is not None})
     rules = {name: codec for name, codec in codecs.items() if codec is not None}
-    tx = encode_state(tx, rules) if rules else tx
+    tx = encode_state(tx, rules) if rules else in_float32(tx)
     if max_norm is None and not skip_nonfinite:
         return tx
-    return guarded(tx, max_norm, skip_nonfinite, knows_take=True)
+    return guarded(tx, max_norm, skip_nonfinite, inner_knows=True)
 
 
 def _scheduled(

@@ -19,9 +19,9 @@ def trace(
     """`optax.trace`, with its state, that a bad step leaves as it is."""
     init = optax.trace(decay, nesterov, accumulator_dtype).init
 
-    def update(updates: Any, state: Any, params: Any = None, *, take: Any = None, **_: Any) -> Any:
+    def update(updates: Any, state: Any, params: Any = None, *, _take: Any = None, **_: Any) -> Any:
         add = lambda g, m: g + decay * m
-        new = gated(take, map_leaves(add, updates, state.trace), state.trace)
+        new = gated(_take, map_leaves(add, updates, state.trace), state.trace)
         return map_leaves(add, updates, new) if nesterov else new, optax.TraceState(new)
 
     return optax.GradientTransformationExtraArgs(init, update)

@@ -57,7 +57,8 @@ def adam(
         a schedule the second is `ScaleByScheduleState(count)`.
 
     Raises:
-        TypeError: if a gradient, or its parameter, is neither floating point nor complex.
+        TypeError: if b2 has half precision, or a gradient or its parameter is neither floating
+            point nor complex.
 
     With `max_norm` or `skip_nonfinite` the state is inside a `GuardState` (see `guard`), with a
     codec inside an `EncodedState`, with a schedule of another number inside a `ScheduledState`.
@@ -128,7 +129,8 @@ def adamw(
 
     Raises:
         ValueError: if `update` gets no parameters.
-        TypeError: if a gradient, or its parameter, is neither floating point nor complex.
+        TypeError: if b2 has half precision, or a gradient or its parameter is neither floating
+            point nor complex.
 
     With `max_norm` or `skip_nonfinite` the state is inside a `GuardState` (see `guard`), with a
     codec inside an `EncodedState`, with a schedule of another number inside a `ScheduledState`.
@@ -177,11 +179,11 @@ def _scale_by_adam(
     def divide(m: jax.Array, v: jax.Array) -> jax.Array:
         return m / (root(v.real + eps_root) + eps)
 
-    def update(updates: Any, state: Any, params: Any = None, *, take: Any = None, **_: Any) -> Any:
+    def update(updates: Any, state: Any, params: Any = None, *, _take: Any = None, **_: Any) -> Any:
         count = optax.safe_increment(state.count)
-        mu = gated(take, optax.tree.update_moment(updates, state.mu, b1, 1), state.mu)
+        mu = gated(_take, optax.tree.update_moment(updates, state.mu, b1, 1), state.mu)
         nu = optax.tree.update_moment_per_elem_norm(updates, state.nu, b2, 2)
-        nu = gated(take, nu, state.nu)
+        nu = gated(_take, nu, state.nu)
         if nesterov:
             ahead = unbias(mu, b1, optax.safe_increment(count))
             mean = optax.tree.update_moment(unbias(updates, b1, count), ahead, b1, 1)

@@ -13,9 +13,10 @@ import optax
 from jax.typing import ArrayLike
 
 from jloss.optimizers._moments import gated
-from jloss.optimizers._precision import promoting
+from jloss.optimizers._precision import in_float32
 from jloss.optimizers._rounding import random_bits, to_bfloat16
 
+Bits = Callable[[], jax.Array]
 SMALLEST, SHORTEST = 4096, 16  # leaf, and row, that 8 bits pay for
 
 
@@ -23,18 +24,19 @@ class Codec(NamedTuple):
     """How one array of an optimizer's state is stored between steps.
 
     Attributes:
-        encode: `(x, squares, bits)` to what is stored, in arrays of x's shape where possible (they
-            are then sharded like the parameter). `squares` says that no entry of x is negative;
-            `bits()` gives 32 random bits for each entry.
+        encode: `(x, squares, bits, before)` to what is stored, in arrays of x's shape where that
+            can be (they are then sharded like the parameter). `squares` says that no entry of x is
+            negative; `bits()` gives 32 random bits for each entry; `before` is what was stored
+            until now, whose structure stays, or None at first.
         decode: what is stored to float32.
     """
 
-    encode: Callable[[jax.Array, bool, Callable[[], jax.Array]], Any]
+    encode: Callable[[jax.Array, bool, Bits, Any], Any]
     decode: Callable[[Any], jax.Array]
 
 
 class Int8(NamedTuple):
-    """An array in 8 bits: `codes` have its shape (uint8 for squares), `scale` is 1 for each row."""
+    """An array in 8 bits: `codes` in its shape (uint8 for squares), one root of a scale a row."""
 
     codes: Any
     scale: Any
@@ -54,7 +56,7 @@ def f32() -> Codec:
     >>> encode_state(optax.trace(0.9), {"trace": f32()}).init(jnp.ones(2, jnp.bfloat16)).inner_state
     TraceState(trace=Array([0., 0.], dtype=float32))
     """
-    return Codec(lambda x, squares, bits: x.astype(jnp.float32), _widened)
+    return Codec(lambda x, squares, bits, before: x.astype(jnp.float32), _widened)
 
 
 def bf16(stochastic: bool = True) -> Codec:
@@ -72,8 +74,8 @@ def bf16(stochastic: bool = True) -> Codec:
     Array([0, 0], dtype=bfloat16)
     """
 
-    def encode(x: jax.Array, squares: bool, bits: Callable[[], jax.Array]) -> jax.Array:
-        del squares
+    def encode(x: jax.Array, squares: bool, bits: Bits, before: Any) -> jax.Array:
+        del squares, before
         wide = x.astype(jnp.float32)
         return to_bfloat16(wide, bits() if stochastic else None).astype(jnp.bfloat16)
 
@@ -83,22 +85,25 @@ def bf16(stochastic: bool = True) -> Codec:
 def int8(scale: Literal["row"] = "row", *, stochastic: bool = True) -> Codec:
     r"""Store 8 bits for each entry, and one float32 for each row (the last axis), its scale s.
 
-    $$ x \approx s\, \frac{c}{254 - |c|}, \quad c \in \{-127 \dots 127\}, \qquad
-       v \approx s^4 \Bigl(\frac{c}{255}\Bigr)^4, \quad c \in \{0 \dots 255\} $$
+    $$ x \approx \operatorname{sign}(c)\, \Bigl(s\, \frac{|c|}{n}\Bigr)^4, \qquad
+       c \in \{-127 \dots 127\},\ n = 127, \quad
+       \text{of squares } c \in \{0 \dots 255\},\ n = 255 $$
 
-    First moments are coded by the softsign, which is finest near 0; second moments by the fourth
-    root, which reaches down to 2e-10 of the row's largest, and no positive one is stored as 0 (its
-    root is divided by). Leaves with less than 4096 entries, or rows shorter than 16, stay float32.
+    A row may hold entries of very different size: fourth roots reach down to 4e-9 of its largest,
+    of squares to 2e-10, and no positive square is stored as 0 (its root is divided by). A code c is
+    4/c of its value wide: what is far smaller than its row's largest is noisy, but right in the
+    mean. Leaves with less than 4096 entries, or rows shorter than 16, stay float32.
 
     Args:
         scale: "row", the only choice: one scale for each row.
         stochastic: round up or down by chance, so that the mean is exact (but of squares below
-            the least, which become the least).
+            the least, which become the least). To nearest (False) moments hardly decay.
 
     Raises:
         ValueError: if `scale` is something else.
 
-    A NaN or an infinity takes its whole row with it (see `guard`).
+    A NaN or an infinity takes its whole row with it (see `guard`). No derivative passes through the
+    codes.
 
     References:
         Dettmers et al., "8-bit Optimizers via Block-wise Quantization", ICLR 2022.
@@ -112,12 +117,12 @@ def int8(scale: Literal["row"] = "row", *, stochastic: bool = True) -> Codec:
     if scale != "row":
         raise ValueError(f'scale must be "row", got {scale!r}')
 
-    def encode(x: jax.Array, squares: bool, bits: Callable[[], jax.Array]) -> jax.Array | Int8:
-        wide = x.astype(jnp.float32)
-        if x.size < SMALLEST or x.shape[-1] < SHORTEST:
-            return wide
-        chance = _uniform(bits()) if stochastic else None
-        return _encoded_squares(wide, chance) if squares else _encoded_means(wide, chance)
+    def encode(x: jax.Array, squares: bool, bits: Bits, before: Any) -> jax.Array | Int8:
+        small = x.size < SMALLEST or x.shape[-1] < SHORTEST
+        if small if before is None else not isinstance(before, Int8):
+            return x.astype(jnp.float32)
+        dtype = jnp.dtype(jnp.uint8 if squares else jnp.int8)
+        return _encoded(x.astype(jnp.float32), dtype, bits if stochastic else None)
 
     return Codec(encode, _decoded)
 
@@ -129,14 +134,15 @@ def encode_state(
     squares: Collection[str] = ("nu", "sum_of_squares"),
     seed: ArrayLike = 0,
 ) -> optax.GradientTransformationExtraArgs:
-    """Store fields of the state of any optax transformation by codecs; it computes in float32.
+    """Store fields of the state of any optax transformation by codecs; compute in float32.
 
     Args:
         tx: the transformation.
         rules: for names of fields of its state ("mu", "nu", "trace", ...), the codec to store them
             by. Real floating point arrays are encoded, all else is kept as it is.
         squares: the fields that hold no negative number.
-        seed: of the stochastic rounding, an integer.
+        seed: of the stochastic rounding, an integer or a key. Members of a `vmap` round alike, if
+            each has not a seed of its own.
 
     Returns:
         An optax transformation with the state `EncodedState(step, inner_state)`; `optax.tree.get`
@@ -144,27 +150,40 @@ def encode_state(
 
     Raises:
         KeyError: if the state has no field of such a name.
+        TypeError: if a rule is no codec, or if a gradient, or its parameter, is neither floating
+            point nor complex.
+
+    All is computed in float32: half-precision gradients and parameters are widened, the updates
+    have the parameters' dtype, other fields are float32, and the dtypes of a state never change.
 
     >>> import jax.numpy as jnp
     >>> lion = encode_state(optax.lion(1e-3), {"mu": bf16()})
     >>> optax.tree.get(lion.init(jnp.ones(2)), "mu").dtype
     dtype(bfloat16)
     """
-    run = promoting(tx)
+    for name, codec in rules.items():
+        if not isinstance(codec, Codec):
+            raise TypeError(f"`{name}` should have a codec such as int8(), but has {codec!r}")
+    run = in_float32(tx)
 
-    def encoded(tree: Any, step: ArrayLike) -> Any:
-        def encode(leaf: int, name: str, x: jax.Array) -> Any:
+    def encoded(tree: Any, params: Any, step: ArrayLike, before: Any = None) -> Any:
+        def encode(leaf: int, name: str, x: jax.Array, before: Any) -> Any:
+            if isinstance(x, Int8):
+                raise ValueError(f"`{name}` is encoded already")
             bits = functools.partial(random_bits, x, seed, step, leaf)
-            return rules[name].encode(x, name in squares, bits)
+            return rules[name].encode(x, name in squares, bits, before)
 
-        return _map_fields(encode, tree, rules)
+        return _map_fields(encode, rules, params, tree, before)
 
     def init(params: optax.Params) -> EncodedState:
         inner = run.init(params)
         for name in rules:
             if not optax.tree.get_all_with_path(inner, name):
                 raise KeyError(f"the state has no field `{name}`")
-        return EncodedState(jnp.zeros((), jnp.int32), encoded(inner, 0))
+        # or XLA takes seconds to encode large constants while it compiles
+        hidden = lambda leaf, name, x, before: jax.lax.optimization_barrier(x)
+        inner = _map_fields(hidden, rules, params, inner)
+        return EncodedState(jnp.zeros((), jnp.int32), encoded(inner, params, 0))
 
     def update(
         updates: optax.Updates,
@@ -172,30 +191,47 @@ def encode_state(
         params: optax.Params | None = None,
         **extra: Any,
     ) -> tuple[optax.Updates, EncodedState]:
-        whole = _map_fields(lambda _, name, x: rules[name].decode(x), state.inner_state, rules)
-        updates, after = run.update(updates, whole, params, **extra)
+        decode = lambda leaf, name, x, before: rules[name].decode(x)
+        whole = _map_fields(decode, rules, updates, state.inner_state)
+        moves, after = run.update(updates, whole, params, **extra)
         step = optax.safe_increment(state.step)
-        inner = gated(extra.get("take"), encoded(after, step), state.inner_state)
-        return updates, EncodedState(step, inner)
+        inner = encoded(after, updates, step, state.inner_state)
+        return moves, EncodedState(step, gated(extra.get("_take"), inner, state.inner_state))
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _map_fields(f: Callable[[int, str, Any], Any], state: Any, rules: Mapping[str, Codec]) -> Any:
-    """Map the real leaves of the fields that have rules; f gets a leaf's place, field and value."""
-    leaves, tree = jax.tree.flatten_with_path(state, is_leaf=lambda x: isinstance(x, Int8))
+def _map_fields(
+    f: Callable[[int, str, Any, Any], Any],
+    rules: Mapping[str, Codec],
+    params: Any,
+    state: Any,
+    before: Any = None,
+) -> Any:
+    """Map the real leaves of the fields that have rules.
+
+    f gets a leaf's place, its field, its value, and what stands there in the state before.
+    """
+    flatten = functools.partial(jax.tree.flatten_with_path, is_leaf=lambda x: isinstance(x, Int8))
+    leaves, tree = flatten(state)
+    old = [None] * len(leaves) if before is None else [x for _, x in flatten(before)[0]]
+    owners = {path for path, _ in jax.tree.leaves_with_path(params, is_leaf=lambda x: x is None)}
     return tree.unflatten(
-        f(place, name, x) if (name := _field(path, rules)) and _real(x) else x
-        for place, (path, x) in enumerate(leaves)
+        f(place, name, x, was) if (name := _field(path, owners, rules)) and _encodable(x) else x
+        for place, ((path, x), was) in enumerate(zip(leaves, old))
     )
 
 
-def _field(path: tuple[Any, ...], rules: Mapping[str, Codec]) -> str | None:
-    names = (getattr(key, "name", None) for key in path)
+def _field(
+    path: tuple[Any, ...], owners: Collection[Any], rules: Mapping[str, Codec]
+) -> str | None:
+    """Of the state: names inside the parameters, whose path ends that of the leaf, do not count."""
+    ends = (start for start in range(len(path)) if path[start:] in owners)
+    names = (getattr(key, "name", None) for key in path[: next(ends, len(path))])
     return next((name for name in names if name in rules), None)
 
 
-def _real(x: Any) -> bool:
+def _encodable(x: Any) -> bool:
     return isinstance(x, Int8) or jnp.issubdtype(jnp.result_type(x), jnp.floating)
 
 
@@ -203,54 +239,42 @@ def _widened(stored: Any) -> jax.Array:
     return stored.astype(jnp.float32)
 
 
-def _encoded_means(x: jax.Array, chance: jax.Array | None) -> Int8:
-    scale, share = _scaled(x)
-    codes = _rounded(254 * share / (1 + jnp.abs(share)), share, _mean, chance)
-    return Int8(jnp.clip(codes, -127, 127).astype(jnp.int8), scale)
-
-
-def _encoded_squares(x: jax.Array, chance: jax.Array | None) -> Int8:
-    scale, share = _scaled(jnp.sqrt(jnp.sqrt(x)))
-    codes = _rounded(255 * share, share**4, _square, chance)
-    return Int8(jnp.clip(codes, jnp.sign(x), 255).astype(jnp.uint8), scale)
+def _encoded(x: jax.Array, dtype: jnp.dtype, bits: Bits | None) -> Int8:
+    """The scale is the root of the largest, not the largest root: or all roots would be stored."""
+    most = jnp.iinfo(dtype).max
+    scale = _fourth_root(_largest(x))
+    share = _fourth_root(jnp.abs(x)) / jnp.where(scale > 0, scale, 1)
+    codes = jnp.clip(_rounded(share, most, bits), 0, most)
+    codes = jnp.maximum(codes, jnp.sign(x)) if dtype == jnp.uint8 else codes * jnp.sign(x)
+    return Int8(codes.astype(dtype), scale)
 
 
 def _decoded(stored: Any) -> jax.Array:
     if not isinstance(stored, Int8):
         return _widened(stored)
     codes = _widened(stored.codes)
-    if stored.codes.dtype == jnp.int8:
-        return stored.scale * _mean(codes)
-    return (stored.scale * (codes / 255)) ** 4
+    return jnp.sign(codes) * (stored.scale * _share(codes, jnp.iinfo(stored.codes.dtype).max)) ** 4
 
 
-def _mean(code: jax.Array) -> jax.Array:
-    return code / (254 - jnp.abs(code))
+def _share(code: jax.Array, most: int) -> jax.Array:
+    return jnp.abs(code) / most
 
 
-def _square(code: jax.Array) -> jax.Array:
-    return (code / 255) ** 4
+def _fourth_root(x: jax.Array) -> jax.Array:
+    return jnp.sqrt(jnp.sqrt(x))
 
 
-def _scaled(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    size = jnp.where(jnp.isnan(x), jnp.inf, jnp.abs(x))  # the largest of a row on CPU skips NaN
-    scale = jnp.max(size, axis=-1, keepdims=True)
-    return scale, x / jnp.where(scale > 0, scale, 1)
+def _largest(x: jax.Array) -> jax.Array:
+    """Of each row; inf for NaN, which on CPU the largest of a row skips."""
+    size = jnp.where(jnp.isnan(x), jnp.inf, jnp.abs(x))
+    return jnp.max(size, axis=-1, keepdims=True)
 
 
-def _rounded(
-    code: jax.Array,
-    share: jax.Array,
-    value: Callable[[jax.Array], jax.Array],
-    chance: jax.Array | None,
-) -> jax.Array:
-    """To the nearest code, or by chance to the one below or above, so that the mean is `share`."""
-    if chance is None:
-        return jnp.round(code)
-    low = jnp.floor(code)
-    below, above = value(low), value(low + 1)
-    return jnp.where(chance * (above - below) < share - below, low + 1, low)
-
-
-def _uniform(bits: jax.Array) -> jax.Array:
-    return (bits >> np.uint32(8)).astype(jnp.float32) * np.float32(2.0**-24)
+def _rounded(share: jax.Array, most: int, bits: Bits | None) -> jax.Array:
+    """To the nearest code, or by chance to the one below or above, so that the mean is exact."""
+    if bits is None:
+        return jnp.round(most * share)
+    chance = (bits() >> np.uint32(8)).astype(jnp.float32) * np.float32(2.0**-24)
+    low = jnp.floor(most * share)
+    below, above = _share(low, most) ** 4, _share(low + 1, most) ** 4
+    return jnp.where(chance * (above - below) < share**4 - below, low + 1, low)

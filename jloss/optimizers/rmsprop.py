@@ -62,8 +62,9 @@ def rmsprop(
         momentum.
 
     Raises:
-        ValueError: if centered with a codec of `nu`.
-        TypeError: if a gradient, or its parameter, is neither floating point nor complex.
+        ValueError: if centered with a codec of `nu`, or if `trace` has one without momentum.
+        TypeError: if `decay` has half precision, or a gradient or its parameter is neither floating
+            point nor complex.
 
     With `max_norm` or `skip_nonfinite` the state is inside a `GuardState` (see `guard`), with a
     codec inside an `EncodedState`, with a schedule of another number inside a `ScheduledState`.
@@ -85,7 +86,9 @@ def rmsprop(
     Array([-1.,  1.], dtype=float32)
     """
     if centered and nu is not None:
-        raise ValueError("a variance is a difference, of which a codec of `nu` leaves no digit")
+        raise ValueError("a variance is a difference of moments: centered needs `nu` as it is")
+    if momentum is None and trace is not None:
+        raise ValueError("`trace` is what momentum sums: there is none")
     rate = optax.scale_by_learning_rate(learning_rate)
 
     def make(
@@ -116,11 +119,11 @@ def _scale_by_rms(
         size = jnp.maximum(v.real - (m[0] * m[0].conj()).real, 0) if m else v.real
         return g * jax.lax.rsqrt(size + eps) if eps_in_sqrt else g / (root(size) + eps)
 
-    def update(updates: Any, state: Any, params: Any = None, *, take: Any = None, **_: Any) -> Any:
+    def update(updates: Any, state: Any, params: Any = None, *, _take: Any = None, **_: Any) -> Any:
         new = {"nu": optax.tree.update_moment_per_elem_norm(updates, state.nu, decay, 2)}
         if centered:
             new["mu"] = optax.tree.update_moment(updates, state.mu, decay, 1)
-        new = {name: gated(take, moment, getattr(state, name)) for name, moment in new.items()}
+        new = {name: gated(_take, moment, getattr(state, name)) for name, moment in new.items()}
         moments = list(new.values())
         if bias_correction:
             new["count"] = optax.safe_increment(state.count)

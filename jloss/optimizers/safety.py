@@ -19,12 +19,13 @@ class DynamicLossScale(NamedTuple):
     Attributes:
         initial: the scale at first.
         period: good steps in a row until the scale grows.
-        factor: by which it grows and shrinks (never below 1).
+        factor: by which it grows and shrinks, between 1 and `largest`.
     """
 
     initial: ArrayLike = 2.0**15
     period: ArrayLike = 2000
     factor: ArrayLike = 2.0
+    largest: ArrayLike = 2.0**24
 
 
 class GuardState(NamedTuple):
@@ -73,7 +74,8 @@ def guard(
             gradients do not underflow: a number, or a `DynamicLossScale`. Multiply the loss by
             `state.loss_scale`.
         axis_name: mesh axes over which gradients are split by hand (in `shard_map`): the norm is
-            theirs together.
+            theirs together, and all devices take the same steps. What is the same on all of them
+            counts once, if `check_vma` lets JAX know it.
 
     Returns:
         An optax transformation with the state `GuardState`, whose fields are there for loggers.
@@ -81,8 +83,9 @@ def guard(
     Raises:
         ValueError: if the loss's scale is dynamic and bad steps are not skipped.
 
-    The norm is summed in float32, of unscaled gradients: one above 1e19 counts as infinite.
-    Half-precision gradients go on in float32 if they are scaled or clipped. State keeps its dtypes.
+    The norm is summed in float32, of the gradients as they are given: one above 1e19 counts as
+    infinite. Half-precision gradients go on in float32 if they are scaled or clipped. State keeps
+    its dtypes.
 
     Differs from optax: `clip_by_global_norm` makes each gradient NaN where one is, and
     `apply_if_finite` raises if a dtype drifts, makes -0.0 of a parameter 0.0, and at last lets the
@@ -102,7 +105,7 @@ def guard(
     >>> updates, state.skipped
     (Array([-0., -0.], dtype=float32), Array(1, dtype=int32))
     """
-    return guarded(tx, max_norm, skip_nonfinite, loss_scale, axis_name=axis_name, knows_take=False)
+    return guarded(tx, max_norm, skip_nonfinite, loss_scale, axis_name=axis_name, inner_knows=False)
 
 
 def guarded(
@@ -112,9 +115,9 @@ def guarded(
     loss_scale: ArrayLike | DynamicLossScale | None = None,
     *,
     axis_name: str | tuple[str, ...] | None = None,
-    knows_take: bool,
+    inner_knows: bool,
 ) -> optax.GradientTransformationExtraArgs:
-    """`guard`; or of a `tx` that keeps its own arrays if it is told not to `take` the step.
+    """`guard`; or of a `tx` that keeps its own arrays if it is told not to `_take` the step.
 
     What it does then it computes from arrays that it has kept, and needs no second pass over them.
     """
@@ -140,16 +143,16 @@ def guarded(
         take = good if skip_nonfinite else jnp.ones_like(good)
         if changed:
             updates = _scaled(updates, _clipping(norm, max_norm, state.taken) / scale)
-        updates = _or(0.0, take, updates)
-        told = {"take": take} if knows_take else {}
+        updates = _where_taken(take, updates, 0.0)
+        told = {"_take": take} if inner_knows else {}
         updates, inner = run.update(updates, state.inner_state, params, **told, **extra)
 
         def kept(new: jax.Array, old: jax.Array) -> jax.Array:
             new = new if new.dtype == old.dtype else new.astype(old.dtype)
-            return new if knows_take and old.ndim else jnp.where(take, new, old)
+            return new if inner_knows and old.ndim else jnp.where(take, new, old)
 
         streak = jnp.where(good, jnp.maximum(state.streak, 0) + 1, jnp.minimum(state.streak, 0) - 1)
-        return _or(-0.0, take, updates), GuardState(
+        return _where_taken(take, updates, -0.0), GuardState(
             norm.astype(jnp.float32),
             jnp.where(take, optax.safe_increment(state.taken), state.taken),
             jnp.where(take, state.skipped, optax.safe_increment(state.skipped)),
@@ -165,16 +168,26 @@ def _float32(x: ArrayLike) -> jax.Array:
     return jnp.asarray(x, jnp.float32)
 
 
-def _real(x: Any) -> bool:
+def _is_inexact(x: Any) -> bool:
     return jnp.issubdtype(jnp.result_type(x), jnp.inexact)
 
 
 def _global_norm(tree: Any, axis_name: str | tuple[str, ...] | None) -> jax.Array:
-    squares = [jnp.sum((x * x.conj()).real) for x in map(wide, jax.tree.leaves(tree)) if _real(x)]
+    squares = [
+        jnp.sum((x * x.conj()).real) for x in map(wide, jax.tree.leaves(tree)) if _is_inexact(x)
+    ]
+    if axis_name is not None:
+        squares = [_over_devices(x, axis_name) for x in squares]
     with jax.numpy_dtype_promotion("standard"):
-        total = sum(squares, jnp.zeros((), jnp.float32))
-    total = total if axis_name is None else jax.lax.psum(total, axis_name)
-    return root(total)
+        return root(sum(squares, jnp.zeros((), jnp.float32)))
+
+
+def _over_devices(x: jax.Array, axis_name: str | tuple[str, ...]) -> jax.Array:
+    """The sum over the axes along which it varies; over all if JAX does not know (check_vma)."""
+    varying = lambda x: jax.typeof(x).mat.varying
+    names = (axis_name,) if isinstance(axis_name, str) else axis_name
+    split = [n for n in names if n in varying(x) or n not in varying(jax.lax.axis_index(n))]
+    return jax.lax.psum(x, tuple(split)) if split else x
 
 
 def _clipping(
@@ -188,15 +201,15 @@ def _clipping(
 
 def _scaled(tree: Any, factor: jax.Array) -> Any:
     with jax.numpy_dtype_promotion("standard"):
-        return map_leaves(lambda x: wide(x) * factor if _real(x) else x, tree)
+        return map_leaves(lambda x: wide(x) * factor if _is_inexact(x) else x, tree)
 
 
-def _or(number: float, take: jax.Array, tree: Any) -> Any:
-    other = lambda x: jnp.asarray(number, x.dtype)
-    return map_leaves(lambda x: jnp.where(take, x, other(x)) if _real(x) else x, tree)
+def _where_taken(take: jax.Array, tree: Any, other_number: float) -> Any:
+    other = lambda x: jnp.asarray(other_number, x.dtype)
+    return map_leaves(lambda x: jnp.where(take, x, other(x)) if _is_inexact(x) else x, tree)
 
 
 def _next_scale(by: DynamicLossScale, scale: jax.Array, streak: jax.Array) -> jax.Array:
     factor = _float32(by.factor)
     grown = jnp.where(streak % jnp.asarray(by.period, jnp.int32) == 0, scale * factor, scale)
-    return jnp.where(streak > 0, grown, jnp.maximum(scale / factor, 1))
+    return jnp.clip(jnp.where(streak > 0, grown, scale / factor), 1, _float32(by.largest))

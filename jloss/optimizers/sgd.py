@@ -45,6 +45,7 @@ def sgd(
         `TraceState(trace)`, with a schedule the second is `ScaleByScheduleState(count)`.
 
     Raises:
+        ValueError: if `trace` has a codec without momentum.
         TypeError: if a gradient, or its parameter, is neither floating point nor complex.
 
     With `max_norm` or `skip_nonfinite` the state is inside a `GuardState` (see `guard`), with a
@@ -66,6 +67,8 @@ def sgd(
     >>> updates
     Array([-1.5,  3. ], dtype=float32)
     """
+    if momentum is None and trace is not None:
+        raise ValueError("`trace` is what momentum sums: there is none")
     rate = optax.scale_by_learning_rate(learning_rate)
 
     def make(momentum: ArrayLike | None = None) -> optax.GradientTransformation:
@@ -106,7 +109,11 @@ def momentum(
         the second is `ScaleByScheduleState(count)`.
 
     Raises:
+        ValueError: if `trace` has a codec without momentum.
         TypeError: if a gradient, or its parameter, is neither floating point nor complex.
+
+    With `max_norm` or `skip_nonfinite` the state is inside a `GuardState` (see `guard`), with a
+    codec inside an `EncodedState`, with a schedule of another number inside a `ScheduledState`.
 
     Differs from optax: as `sgd`, of which it is a case (optax has no function of this name).
 

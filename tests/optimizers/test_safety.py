@@ -318,6 +318,27 @@ def test_by_hand_the_norm_is_that_of_all_devices():
     np.testing.assert_array_equal(updates, np.zeros(16))
 
 
+@pytest.mark.parametrize("axes", ["data", ("data",)])
+def test_by_hand_what_all_devices_have_counts_once(axes):
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    specs = {"w": PartitionSpec("data"), "b": PartitionSpec()}
+
+    @functools.partial(jax.shard_map, mesh=mesh, in_specs=(specs,), out_specs=PartitionSpec())
+    def norm(grads):
+        tx = guard(optax.sgd(0.1), axis_name=axes)
+        return tx.update(grads, tx.init(grads))[1].global_norm
+
+    grads = {"w": jnp.ones(64), "b": jnp.ones(4)}
+    np.testing.assert_allclose(jax.jit(norm)(grads), 68**0.5, rtol=1e-6)
+
+
+def test_a_dynamic_scale_has_a_ceiling():
+    tx = guard(optax.sgd(1.0), loss_scale=DynamicLossScale(period=1))
+    step = lambda state, _: (tx.update(jnp.zeros(2), state)[1], None)
+    state, _ = jax.lax.scan(step, tx.init(jnp.zeros(2)), length=200)
+    assert (state.loss_scale, state.skipped) == (2.0**24, 0)
+
+
 def test_it_needs_no_memory_of_its_own():
     """Clipping, skipping and AdamW in one pass: donated, the compiled step has no temporary."""
     params = {"w": jax.ShapeDtypeStruct((512, 512), jnp.float32)}
