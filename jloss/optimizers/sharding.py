@@ -59,7 +59,7 @@ def state_shardings(
             if x.shape == shape:
                 return place
             if shape and x.shape == (*shape[:-1], 1):
-                return NamedSharding(place.mesh, PartitionSpec(*place.spec[:-1], None))
+                return place.update(spec=PartitionSpec(*place.spec[:-1], None))
         return everywhere
 
     def place(path: tuple[Any, ...], x: Any) -> Any:
@@ -83,7 +83,7 @@ def _place(path: tuple[Any, ...], param: Any, zero1_axis: str | None) -> NamedSh
         whole = [d for d, n in enumerate(param.shape) if spec[d] is None and n and n % parts == 0]
         for d in whole[:1]:
             spec[d] = zero1_axis
-    return NamedSharding(mesh, PartitionSpec(*spec))
+    return sharding.update(spec=PartitionSpec(*spec))
 
 
 def _names(spec: list[Any]) -> set[str]:
