@@ -19,11 +19,7 @@ MODES = ("stochastic", "split16")
 every_mode = pytest.mark.parametrize("mode", MODES)
 
 
-@pytest.fixture(autouse=True)
-def standard_promotion():
-    """`optax.apply_updates` adds float32 to bfloat16."""
-    with jax.numpy_dtype_promotion("standard"):
-        yield
+pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
 def words(x):

@@ -47,11 +47,7 @@ OPTIMIZERS = {
 each_optimizer = pytest.mark.parametrize("tx", OPTIMIZERS.values(), ids=OPTIMIZERS)
 
 
-@pytest.fixture(autouse=True)
-def standard_promotion():
-    """`optax.apply_updates` adds float32 to bfloat16."""
-    with jax.numpy_dtype_promotion("standard"):
-        yield
+pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
 def draw(dtype=jnp.float32, seed=0):
