@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import jax
@@ -64,6 +64,12 @@ def map_leaves(f: Callable[..., Any], tree: Any, *rest: Any) -> Any:
         *rest,
         is_leaf=lambda x: x is None,
     )
+
+
+def owner_of(path: tuple[Any, ...], params: Collection[Any]) -> tuple[Any, ...] | None:
+    """The longest end of the path of a leaf of a state that is the path of a parameter."""
+    ends = (path[start:] for start in range(len(path) + 1))
+    return next((end for end in ends if end in params), None)
 
 
 def _wide_dtype(x: Any) -> Any:

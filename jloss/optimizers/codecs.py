@@ -13,7 +13,7 @@ import optax
 from jax.typing import ArrayLike
 
 from jloss.optimizers._moments import gated
-from jloss.optimizers._precision import in_float32
+from jloss.optimizers._precision import in_float32, owner_of
 from jloss.optimizers._rounding import random_bits, to_bfloat16
 
 Bits = Callable[[], jax.Array]
@@ -170,6 +170,8 @@ def encode_state(
         def encode(leaf: int, name: str, x: jax.Array, before: Any) -> Any:
             if isinstance(x, Int8):
                 raise ValueError(f"`{name}` is encoded already")
+            if before is None:  # or XLA takes seconds to encode large constants while it compiles
+                x = jax.lax.optimization_barrier(x)
             bits = functools.partial(random_bits, x, seed, step, leaf)
             return rules[name].encode(x, name in squares, bits, before)
 
@@ -180,9 +182,6 @@ def encode_state(
         for name in rules:
             if not optax.tree.get_all_with_path(inner, name):
                 raise KeyError(f"the state has no field `{name}`")
-        # or XLA takes seconds to encode large constants while it compiles
-        hidden = lambda leaf, name, x, before: jax.lax.optimization_barrier(x)
-        inner = _map_fields(hidden, rules, params, inner)
         return EncodedState(jnp.zeros((), jnp.int32), encoded(inner, params, 0))
 
     def update(
@@ -226,8 +225,8 @@ def _field(
     path: tuple[Any, ...], owners: Collection[Any], rules: Mapping[str, Codec]
 ) -> str | None:
     """Of the state: names inside the parameters, whose path ends that of the leaf, do not count."""
-    ends = (start for start in range(len(path)) if path[start:] in owners)
-    names = (getattr(key, "name", None) for key in path[: next(ends, len(path))])
+    of_state = path[: len(path) - len(owner_of(path, owners) or ())]
+    names = (getattr(key, "name", None) for key in of_state)
     return next((name for name in names if name in rules), None)
 
 

@@ -8,6 +8,7 @@ import jax
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
+from jloss.optimizers._precision import owner_of
 from jloss.optimizers.codecs import Int8
 
 
@@ -54,12 +55,12 @@ def state_shardings(
     everywhere = NamedSharding(next(iter(owners.values()))[1].mesh, PartitionSpec())
 
     def beside(path: tuple[Any, ...], x: Any) -> NamedSharding:
-        for start in range(len(path) + 1):
-            shape, place = owners.get(path[start:], (None, everywhere))
-            if x.shape == shape:
-                return place
-            if shape and x.shape == (*shape[:-1], 1):
-                return place.update(spec=PartitionSpec(*place.spec[:-1], None))
+        owner = owner_of(path, owners)
+        shape, place = (None, everywhere) if owner is None else owners[owner]
+        if x.shape == shape:
+            return place
+        if shape and x.shape == (*shape[:-1], 1):
+            return place.update(spec=PartitionSpec(*place.spec[:-1], None))
         return everywhere
 
     def place(path: tuple[Any, ...], x: Any) -> Any:
